@@ -1,0 +1,33 @@
+"""Hybrid Mamba-2 / attention / mixture-of-experts models on robots: ``edge_sdk.load(bundle)`` and go."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge_sdk.bundle import Bundle, write_bundle
+    from edge_sdk.language import Completion, LanguageModel, Session, Token, load
+    from edge_sdk.model import ModelConfig
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Bundle": "bundle",
+    "write_bundle": "bundle",
+    "Completion": "language",
+    "LanguageModel": "language",
+    "Session": "language",
+    "Token": "language",
+    "load": "language",
+    "ModelConfig": "model",
+}
+
+__all__ = ["Bundle", "Completion", "LanguageModel", "ModelConfig", "Session", "Token", "load", "write_bundle"]
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name when it is first used, so that ``import edge_sdk`` itself costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edge_sdk' has no attribute {name!r}")
+    return getattr(import_module(f"edge_sdk.{_HOMES[name]}"), name)

@@ -1,0 +1,155 @@
+"""The bundle: a directory that holds one exported model, described and checked by its manifest.
+
+    manifest.json   format version, ModelConfig, inputs and outputs, provenance, sha256 and size of every file
+    model.onnx      the graph; its weights in model.onnx.data
+    tokenizer.json  chat_template.jinja
+
+A bundle is read without pickle and without running anything from it (docs/decisions/0003).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import NoReturn
+
+import msgspec
+
+from edge_sdk.errors import BundleError, ConfigError, explain
+from edge_sdk.files import new_directory, sha256
+from edge_sdk.model import ModelConfig, TensorSpec
+from edge_sdk.text import TEMPLATE_FILE, TOKENIZER_FILE
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+GRAPH = "model.onnx"
+WEIGHTS = "model.onnx.data"
+REQUIRED_FILES = (GRAPH, WEIGHTS, TOKENIZER_FILE, TEMPLATE_FILE)
+REEXPORT = "Copy the bundle again or export it again with `edge-export bundle`."
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """What a file of the bundle must be."""
+
+    sha256: str
+    bytes: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The content of manifest.json."""
+
+    format_version: int
+    model: ModelConfig
+    weights: str
+    """How the weights are stored, e.g. ``float32`` or ``int4-block32``."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    provenance: dict[str, str]
+    files: dict[str, FileEntry]
+
+
+class _Version(msgspec.Struct):
+    format_version: int
+
+
+def _refuse(what: str, *, expected: object, found: object, todo: str = REEXPORT) -> NoReturn:
+    raise BundleError(explain(what, expected=expected, found=found, todo=todo))
+
+
+class Bundle:
+    """An opened bundle: its manifest, and the paths of its verified files."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify_hashes: bool = True) -> Bundle:
+        """Opens and checks a bundle; without ``verify_hashes`` only names and sizes are compared.
+
+        Raises BundleError when anything is missing, altered, truncated, outside the folder or unknown.
+        """
+        folder = Path(path)
+        manifest = _read_manifest(folder)
+        for name, entry in manifest.files.items():
+            _check_file(folder, name, entry, verify_hashes)
+        for name in REQUIRED_FILES:
+            if name not in manifest.files:
+                _refuse(str(folder / MANIFEST), expected=f"an entry for {name}", found="none")
+        described = (manifest.model.inputs(), manifest.model.outputs())
+        if (manifest.inputs, manifest.outputs) != described:
+            _refuse(str(folder / MANIFEST), expected="inputs and outputs that follow from the model", found="others")
+        return cls(folder, manifest)
+
+    def file(self, name: str) -> Path:
+        """Path of one of the bundle's files."""
+        return self.path / name
+
+    def total_bytes(self) -> int:
+        """Size of all files that the manifest lists."""
+        return sum(entry.bytes for entry in self.manifest.files.values())
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        _refuse(str(folder), expected=f"a bundle with a {MANIFEST}", found=error.strerror, todo="Check the path.")
+    try:
+        version = msgspec.json.decode(text, type=_Version).format_version
+        if version != FORMAT_VERSION:
+            _refuse(
+                f"{path}'s format_version",
+                expected=FORMAT_VERSION,
+                found=version,
+                todo="Use the Edge SDK version that wrote it, or export it again.",
+            )
+        return msgspec.json.decode(text, type=Manifest)
+    except (msgspec.DecodeError, ConfigError) as error:  # ValidationError is a DecodeError
+        _refuse(str(path), expected="a valid manifest", found=error)
+
+
+def _check_file(folder: Path, name: str, entry: FileEntry, verify_hash: bool) -> None:
+    pure = PurePosixPath(name)
+    inside = not pure.is_absolute() and ".." not in pure.parts and "\\" not in name
+    path = folder / name
+    if not inside or not path.resolve().is_relative_to(folder.resolve()):
+        _refuse(f"The path {name!r} in {MANIFEST}", expected="a path inside the bundle", found="one that leaves it")
+    if not path.is_file():
+        _refuse(str(path), expected="a file", found="none")
+    size = path.stat().st_size
+    if size != entry.bytes:
+        _refuse(str(path), expected=f"{entry.bytes} bytes", found=f"{size}")
+    if verify_hash and (digest := sha256(path)) != entry.sha256:
+        _refuse(str(path), expected=f"sha256 {entry.sha256}", found=digest)
+
+
+def write_bundle(
+    target: Path, sources: Mapping[str, Path], *, model: ModelConfig, weights: str, provenance: Mapping[str, str]
+) -> Bundle:
+    """Copies ``sources`` (name in the bundle -> file) and writes the manifest; the bundle appears whole or not.
+
+    An existing bundle at ``target`` is replaced; any other existing folder is refused.
+    """
+    if target.exists() and not (target / MANIFEST).exists():
+        _refuse(
+            str(target), expected="no folder or a bundle to replace", found="something else", todo="Choose another."
+        )
+    with new_directory(target) as new:
+        entries = {}
+        for name, source in sources.items():
+            shutil.copyfile(source, new / name)
+            entries[name] = FileEntry(sha256(new / name), (new / name).stat().st_size)
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            model=model,
+            weights=weights,
+            inputs=model.inputs(),
+            outputs=model.outputs(),
+            provenance=dict(provenance),
+            files=entries,
+        )
+        (new / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+        Bundle.open(new)
+    return Bundle.open(target, verify_hashes=False)

@@ -1,0 +1,34 @@
+"""The errors that Edge SDK raises on purpose; each says what, expected, found and what to do."""
+
+from __future__ import annotations
+
+
+class EdgeError(Exception):
+    """Base of every error that is about the user's input rather than about a bug."""
+
+    exit_code = 1
+
+
+class ConfigError(EdgeError, ValueError):
+    """A model configuration contradicts itself or asks for something unsupported."""
+
+
+class BundleError(EdgeError):
+    """A bundle is incomplete, altered, or of a format this version cannot read."""
+
+
+class PromptError(EdgeError, ValueError):
+    """A prompt cannot be run: empty, not text, or longer than the context."""
+
+
+class CheckpointError(EdgeError):
+    """A checkpoint is missing tensors, has misshapen ones, or is of an unknown family."""
+
+
+class BackendError(EdgeError):
+    """No engine can run the bundle on this machine, or the engine refused it."""
+
+
+def explain(what: str, *, expected: object, found: object, todo: str) -> str:
+    """One message in the house form: what was wrong, expected, found, what to do."""
+    return f"{what}: expected {expected}, found {found}. {todo}"

@@ -1,0 +1,66 @@
+"""Files that appear whole or not at all: written aside, fsynced, renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """Force a file's or a directory's content to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; it takes ``path``'s name, fsynced, when the block ends without an error."""
+    temporary = _beside(path)
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """As :func:`new_file` for a directory. A reader sees the old one or the new one."""
+    temporary, old = _beside(path), _beside(path)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for entry in [*temporary.rglob("*"), temporary]:
+            sync(entry)
+        if path.exists():
+            os.rename(path, old)
+        os.rename(temporary, path)
+        sync(path.parent)
+    finally:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,201 @@
+"""Language inference: load a bundle, open a session, stream tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from edge_sdk.backends import Engine, States, choose_engine
+from edge_sdk.bundle import Bundle
+from edge_sdk.errors import ConfigError, PromptError, explain
+from edge_sdk.model import ModelConfig
+from edge_sdk.text import Message, TextCodec
+
+PREFILL_BLOCK = 128
+"""Tokens fed at once: the function body of the scan is quadratic in the length of a block."""
+
+Prompt = str | bytes | Sequence[Message]
+FinishReason = Literal["stop", "length"]
+
+
+class Token(msgspec.Struct, frozen=True):
+    """A generated token; ``text`` is what it adds to the answer, empty while a character is incomplete."""
+
+    index: int
+    token_id: int
+    text: str
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer and how fast it came."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    """``stop``: the model ended its answer; ``length``: max_new_tokens or the context was used up."""
+    prompt_tokens: int
+    time_to_first_token_ms: float
+    tokens_per_second: float
+    """Decode speed, the first token not counted; 0 where there is no second one."""
+
+
+class Session:
+    """One conversation: the states after everything that was said in it. Also a context manager."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+        self.position = 0
+        """Tokens that the states hold."""
+        self._states: States = model.engine.empty_states(batch=1)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._states = ()
+
+    def stream(self, prompt: Prompt, max_new_tokens: int = 256) -> Iterator[Token]:
+        """Reads the prompt and yields the answer's tokens, greedily chosen, until the model ends it.
+
+        Raises PromptError for an empty prompt, one that is not UTF-8, or one longer than the context.
+        """
+        _check_budget(max_new_tokens)
+        ids = self._checked_ids(prompt)
+        return self._decode(ids, max_new_tokens)
+
+    def generate(self, prompt: Prompt, max_new_tokens: int = 256) -> Completion:
+        """As :meth:`stream`, all at once and timed."""
+        _check_budget(max_new_tokens)
+        ids = self._checked_ids(prompt)
+        started = first = last = time.perf_counter()
+        tokens: list[Token] = []
+        for token in self._decode(ids, max_new_tokens):
+            last = time.perf_counter()
+            first = first if tokens else last
+            tokens.append(token)
+        return summarize(self.model, len(ids), tokens, max_new_tokens, first - started, last - first)
+
+    def _checked_ids(self, prompt: Prompt) -> list[int]:
+        ids = self.model.codec.encode_prompt(prompt)
+        limit = self.model.config.max_length - self.position - 1
+        if len(ids) > limit:
+            raise PromptError(
+                explain(
+                    "The prompt",
+                    expected=f"at most {limit} tokens (the context holds {self.model.config.max_length})",
+                    found=f"{len(ids)} tokens",
+                    todo="Shorten it or open a new session.",
+                )
+            )
+        return ids
+
+    def _decode(self, ids: list[int], max_new_tokens: int) -> Iterator[Token]:
+        stream, ends = self.model.codec.stream(), self.model.config.eos_token_ids
+        token_id = self._feed(ids)
+        room = self.model.config.max_length - self.position
+        for index in range(min(max_new_tokens, room)):
+            if token_id in ends:
+                return
+            yield Token(index, token_id, stream.step(token_id))
+            if index + 1 < min(max_new_tokens, room):
+                token_id = self._feed([token_id])
+
+    def _feed(self, ids: list[int]) -> int:
+        """Advances the states over ``ids``; returns the likeliest next token."""
+        for start in range(0, len(ids), PREFILL_BLOCK):
+            block = np.array([ids[start : start + PREFILL_BLOCK]], dtype=np.int64)
+            logits, self._states = self.model.engine.step(block, self._states)
+            self.position += block.shape[1]
+        return int(logits[0, -1].argmax())
+
+
+def _check_budget(max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise ConfigError(
+            explain("max_new_tokens", expected="at least 1", found=max_new_tokens, todo="Ask for more tokens.")
+        )
+
+
+def summarize(
+    model: LanguageModel, prompt_tokens: int, tokens: list[Token], budget: int, first_s: float, rest_s: float
+) -> Completion:
+    """The completion that streamed tokens make, given the seconds to the first token and from it to the last."""
+    room = min(budget, model.config.max_length - prompt_tokens)
+    return Completion(
+        text="".join(token.text for token in tokens),
+        token_ids=tuple(token.token_id for token in tokens),
+        finish_reason="length" if len(tokens) >= room else "stop",
+        prompt_tokens=prompt_tokens,
+        time_to_first_token_ms=first_s * 1e3,
+        tokens_per_second=(len(tokens) - 1) / rest_s if len(tokens) > 1 and rest_s > 0 else 0.0,
+    )
+
+
+class LanguageModel:
+    """A loaded bundle; makes sessions."""
+
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+        self.bundle, self.engine = bundle, engine
+        self.config: ModelConfig = bundle.manifest.model
+        self.codec = TextCodec(bundle.path)
+
+    def session(self) -> Session:
+        """A new conversation."""
+        return Session(self)
+
+    def generate(self, prompt: Prompt, max_new_tokens: int = 256) -> Completion:
+        """Answers one prompt in a session of its own. Raises PromptError as :meth:`Session.stream`."""
+        with self.session() as session:
+            return session.generate(prompt, max_new_tokens)
+
+    def generate_batch(self, prompts: Sequence[Prompt], max_new_tokens: int = 256) -> list[str]:
+        """Answers to many prompts; those of equal length run side by side. Raises PromptError."""
+        groups: dict[int, list[tuple[int, list[int]]]] = {}
+        for index, prompt in enumerate(prompts):
+            ids = self.session()._checked_ids(prompt)
+            groups.setdefault(len(ids), []).append((index, ids))
+        answers = [""] * len(prompts)
+        for length, group in groups.items():
+            budget = min(max_new_tokens, self.config.max_length - length)
+            rows = greedy_batch(self.engine, np.array([ids for _, ids in group]), budget, self.config.eos_token_ids)
+            for (index, _), row in zip(group, rows):
+                answers[index] = self.codec.decode(row)
+        return answers
+
+
+def greedy_batch(engine: Engine, ids: np.ndarray, max_new_tokens: int, ends: Sequence[int]) -> list[list[int]]:
+    """Greedy continuations of ids (batch, length), each cut before its first end token."""
+    states = engine.empty_states(len(ids))
+    for start in range(0, ids.shape[1], PREFILL_BLOCK):
+        logits, states = engine.step(ids[:, start : start + PREFILL_BLOCK], states)
+    columns, ended = [], np.zeros(len(ids), dtype=bool)
+    for _ in range(max_new_tokens):
+        columns.append(logits[:, -1].argmax(-1))
+        ended |= np.isin(columns[-1], ends)
+        if ended.all() or len(columns) == max_new_tokens:
+            break
+        logits, states = engine.step(columns[-1][:, None], states)
+    rows = np.stack(columns, axis=1)
+    stops = np.isin(rows, ends)
+    lengths = np.where(stops.any(1), stops.argmax(1), rows.shape[1])
+    return [row[:length].tolist() for row, length in zip(rows, lengths)]
+
+
+def load(
+    path: str | Path, *, device: str = "auto", threads: int | None = None, verify_hashes: bool = True
+) -> LanguageModel:
+    """Opens and checks a bundle and prepares an engine for it.
+
+    ``device``: ``auto`` or ``cpu``. ``threads``: number of threads of the engine, all cores if None.
+    Raises BundleError for a damaged bundle and BackendError where no engine can run it.
+    """
+    bundle = Bundle.open(path, verify_hashes=verify_hashes)
+    return LanguageModel(bundle, choose_engine(bundle, device=device, threads=threads))

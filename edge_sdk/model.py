@@ -1,0 +1,235 @@
+"""One description of a hybrid model, from which names, shapes, states and sizes follow.
+
+Shapes use the glossary of the project: batch, length, hidden, heads, head_dim, groups, state,
+experts, top_k. A checkpoint family (``edge_export.families``) turns its config.json into a
+:class:`ModelConfig`; everything after that, the traced graph and the runtime included, reads only this.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Union
+
+import msgspec
+
+from edge_sdk.errors import ConfigError, explain
+
+Dim = Union[int, str]
+"""A fixed size, or the name of a dynamic one: ``batch``, ``length``, ``past_length``, ``total_length``."""
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """Name, dtype and shape of one graph input or output."""
+
+    name: str
+    dtype: Literal["int64", "float32", "float16"]
+    shape: tuple[Dim, ...]
+
+    def sized(self, **sizes: int) -> tuple[int, ...]:
+        """The shape with its dynamic dimensions replaced, e.g. ``spec.sized(batch=1, past_length=0)``."""
+        return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.shape)
+
+
+def _require(condition: bool, what: str, expected: object, found: object) -> None:
+    if not condition:
+        raise ConfigError(explain(what, expected=expected, found=found, todo="Correct the model's config."))
+
+
+def _require_positive(spec: msgspec.Struct, *names: str) -> None:
+    for name in names:
+        value = getattr(spec, name)
+        _require(value > 0, f"{type(spec).__name__}.{name}", "a positive number", value)
+
+
+class Mamba2Spec(msgspec.Struct, frozen=True, kw_only=True, tag="mamba2"):
+    """A Mamba-2 mixer (Dao and Gu 2024, arXiv 2405.21060); B and C are shared by the heads of a group."""
+
+    kind: ClassVar[str] = "mamba2"
+    heads: int
+    head_dim: int
+    groups: int
+    state: int
+    conv_kernel: int = 4
+    proj_bias: bool = False
+    conv_bias: bool = True
+    dt_min: float = 0.0
+    dt_max: float | None = None
+    """Limits of the time step after softplus; None is unbounded."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "heads", "head_dim", "groups", "state")
+        _require(self.heads % self.groups == 0, "Mamba2Spec.heads", f"a multiple of {self.groups} groups", self.heads)
+        _require(self.conv_kernel >= 2, "Mamba2Spec.conv_kernel", "at least 2", self.conv_kernel)
+
+    @property
+    def inner(self) -> int:
+        """Width of x and z: heads * head_dim."""
+        return self.heads * self.head_dim
+
+    @property
+    def conv_dim(self) -> int:
+        """Channels of the causal convolution: those of x, B and C."""
+        return self.inner + 2 * self.groups * self.state
+
+    @property
+    def proj_dim(self) -> int:
+        """Width of in_proj's output: z, x, B, C, dt."""
+        return self.inner + self.conv_dim + self.heads
+
+    def parameters(self, hidden: int) -> int:
+        """Number of weights, the layer's norm not counted."""
+        projections = hidden * (self.proj_dim + self.inner) + self.proj_bias * (self.proj_dim + hidden)
+        return projections + self.conv_dim * (self.conv_kernel + self.conv_bias) + 3 * self.heads + self.inner
+
+    def states(self) -> dict[str, tuple[Dim, ...]]:
+        """Shapes of the states carried from step to step."""
+        return {
+            "conv_state": ("batch", self.conv_dim, self.conv_kernel - 1),
+            "recurrent_state": ("batch", self.heads, self.head_dim, self.state),
+        }
+
+
+class AttentionSpec(msgspec.Struct, frozen=True, kw_only=True, tag="attention"):
+    """Causal grouped-query attention without position embedding."""
+
+    kind: ClassVar[str] = "attention"
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "heads", "kv_heads", "head_dim")
+        _require(self.heads % self.kv_heads == 0, "AttentionSpec.heads", f"a multiple of {self.kv_heads}", self.heads)
+
+    def parameters(self, hidden: int) -> int:
+        """Number of weights, the layer's norm not counted."""
+        return 2 * hidden * self.head_dim * (self.heads + self.kv_heads)
+
+    def states(self) -> dict[str, tuple[Dim, ...]]:
+        """Shapes of the cache; a graph reads ``past_length`` positions and returns ``total_length``."""
+        shape = ("batch", self.kv_heads, "past_length", self.head_dim)
+        return {"key": shape, "value": shape}
+
+
+class MlpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="mlp"):
+    """down(relu(up(x))**2): squared ReLU, no gate."""
+
+    kind: ClassVar[str] = "mlp"
+    intermediate: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "intermediate")
+
+    def parameters(self, hidden: int) -> int:
+        """Number of weights, the layer's norm not counted."""
+        return 2 * hidden * self.intermediate
+
+    def states(self) -> dict[str, tuple[Dim, ...]]:
+        """None: the layer looks at one position at a time."""
+        return {}
+
+
+class MoeSpec(msgspec.Struct, frozen=True, kw_only=True, tag="moe"):
+    """Sparse experts with sigmoid routing, and a shared expert added to them."""
+
+    kind: ClassVar[str] = "moe"
+    experts: int
+    top_k: int
+    intermediate: int
+    shared_intermediate: int
+    latent: int | None = None
+    """Width the experts work in (LatentMoE); None is the hidden width."""
+    n_group: int = 1
+    topk_group: int = 1
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "experts", "top_k", "intermediate", "shared_intermediate", "n_group", "topk_group")
+        _require(self.experts % self.n_group == 0, "MoeSpec.experts", f"a multiple of {self.n_group}", self.experts)
+        _require(self.topk_group <= self.n_group, "MoeSpec.topk_group", f"at most {self.n_group}", self.topk_group)
+        reachable = self.topk_group * self.experts // self.n_group
+        _require(self.top_k <= reachable, "MoeSpec.top_k", f"at most {reachable} reachable experts", self.top_k)
+
+    def parameters(self, hidden: int) -> int:
+        """Number of weights, the layer's norm not counted."""
+        latent = self.latent or hidden
+        experts = 2 * self.experts * latent * self.intermediate
+        projections = 2 * hidden * self.latent if self.latent else 0
+        return experts + projections + 2 * hidden * self.shared_intermediate + self.experts * (hidden + 1)
+
+    def states(self) -> dict[str, tuple[Dim, ...]]:
+        """None: the layer looks at one position at a time."""
+        return {}
+
+
+LayerSpec = Union[Mamba2Spec, AttentionSpec, MlpSpec, MoeSpec]
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A stack of layers ``x + mixer(rms_norm(x))`` between an embedding and an output projection."""
+
+    family: str
+    vocab_size: int
+    hidden: int
+    layers: tuple[LayerSpec, ...]
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    max_length: int = 4096
+    """Longest context, prompt and answer together, in tokens."""
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "vocab_size", "hidden", "max_length")
+        _require(len(self.layers) > 0, "ModelConfig.layers", "at least one layer", "none")
+        for token in self.eos_token_ids:
+            _require(0 <= token < self.vocab_size, "eos_token_id", f"an id below {self.vocab_size}", token)
+
+    @property
+    def pattern(self) -> str:
+        """The layer order in Nemotron's letters: M Mamba-2, * attention, - MLP, E experts."""
+        return "".join({"mamba2": "M", "attention": "*", "mlp": "-", "moe": "E"}[spec.kind] for spec in self.layers)
+
+    def parameters(self) -> int:
+        """Number of weights of the whole model."""
+        embeddings = self.vocab_size * self.hidden * (1 if self.tie_embeddings else 2)
+        norms = self.hidden * (len(self.layers) + 1)
+        return embeddings + norms + sum(spec.parameters(self.hidden) for spec in self.layers)
+
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Inputs of the graph: the token ids, then every state."""
+        return (TensorSpec("input_ids", "int64", ("batch", "length")), *self.past_specs())
+
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Outputs of the graph: the logits, then every state as it is after the last token."""
+        return (TensorSpec("logits", "float32", ("batch", "length", self.vocab_size)), *self.present_specs())
+
+    def past_specs(self) -> tuple[TensorSpec, ...]:
+        """The states as the graph reads them, in layer order."""
+        return self._state_specs("past_key_values", "past_length")
+
+    def present_specs(self) -> tuple[TensorSpec, ...]:
+        """The states as the graph returns them; same order as :meth:`past_specs`."""
+        return self._state_specs("present", "total_length")
+
+    def _state_specs(self, prefix: str, length: str) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(
+                f"{prefix}.{index}.{name}",
+                "float32",
+                tuple(length if dim == "past_length" else dim for dim in shape),
+            )
+            for index, spec in enumerate(self.layers)
+            for name, shape in spec.states().items()
+        )
+
+    def state_bytes(self, batch: int, past_length: int) -> int:
+        """Memory of all states after ``past_length`` positions, in bytes."""
+        total = 0
+        for spec in self.past_specs():
+            count = 1
+            for size in spec.sized(batch=batch, past_length=past_length):
+                count *= size
+            total += 4 * count
+        return total

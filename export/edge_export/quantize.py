@@ -1,0 +1,122 @@
+"""Block quantisation of a torch model's weights to int4 and int8, in place of its Linear and Experts modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edge_export.torch_model import Experts, HybridLM, operators
+from edge_export.torch_ops import dequantize
+from edge_sdk.errors import ConfigError, explain
+
+INT4_SUFFIX = "packed_int4"
+"""Ends the name of a weight whose bytes hold two int4 values each, the first in the low half."""
+
+
+def quantize_blocks(weight: Tensor, bits: int, block_size: int) -> tuple[Tensor, Tensor]:
+    """Round to nearest, symmetric: weight (..., in, out) -> int8 values and scales (..., in / block_size, out).
+
+    The scale maps the block's value of largest magnitude to the integer range's lower end, which reaches one
+    further than the upper (as llama.cpp's Q4_0 does).
+    """
+    if weight.shape[-2] % block_size:
+        raise ConfigError(
+            explain(
+                "block_size",
+                expected=f"a divisor of the input width {weight.shape[-2]}",
+                found=block_size,
+                todo="Choose 32 or 64.",
+            )
+        )
+    limit = 2 ** (bits - 1)
+    blocks = weight.detach().float().unflatten(-2, (-1, block_size))
+    extreme = blocks.gather(-2, blocks.abs().argmax(-2, keepdim=True)).squeeze(-2)
+    scales = torch.where(extreme == 0, torch.ones_like(extreme), extreme / -limit)
+    values = (blocks / scales.unsqueeze(-2)).round().clamp(-limit, limit - 1)
+    return values.to(torch.int8).flatten(-3, -2), scales
+
+
+def pack_int4(values: Tensor) -> Tensor:
+    """int8 values in -8..7, (..., out) with an even out -> bytes (..., out / 2), as ONNX stores INT4."""
+    nibbles = values.to(torch.uint8) & 0xF
+    return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
+
+
+def unpack_int4(packed: Tensor) -> Tensor:
+    """The inverse of :func:`pack_int4`."""
+    nibbles = torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten(-2).to(torch.int8)
+    return torch.where(nibbles > 7, nibbles - 16, nibbles)
+
+
+class BlockWeight(nn.Module):
+    """A quantised weight (..., in, out): its integers, packed if int4, and its scales."""
+
+    def __init__(self, weight: Tensor, bits: int, block_size: int) -> None:
+        super().__init__()
+        values, self.scales = (nn.Buffer(tensor) for tensor in quantize_blocks(weight, bits, block_size))
+        self.bits, self.block_size = bits, block_size
+        stored = pack_int4(values) if bits == 4 else values
+        self.register_buffer(self._name, stored)
+
+    @property
+    def _name(self) -> str:
+        return INT4_SUFFIX if self.bits == 4 else "int8"
+
+    def stored(self) -> Tensor:
+        """The integers as the graph's file holds them."""
+        return self.get_buffer(self._name)
+
+    def dequantized(self) -> Tensor:
+        """The weight in float32, as the operators see it."""
+        values = unpack_int4(self.stored()) if self.bits == 4 else self.stored()
+        return dequantize(values, self.scales, self.block_size)
+
+
+class QuantLinear(nn.Module):
+    """A Linear layer whose product is ``edge::QLinear``."""
+
+    def __init__(self, linear: nn.Linear, bits: int, block_size: int) -> None:
+        super().__init__()
+        self.weight = BlockWeight(linear.weight.T, bits, block_size)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            weight = self.weight
+            y = operators().qlinear(x, weight.stored(), weight.scales, block_size=weight.block_size)
+        else:
+            y = x @ self.weight.dequantized()
+        return y if self.bias is None else y + self.bias
+
+
+class QuantExperts(nn.Module):
+    """Experts whose weights ``edge::MoE`` reads as blocks."""
+
+    def __init__(self, experts: Experts, bits: int, block_size: int) -> None:
+        super().__init__()
+        self.up = BlockWeight(experts.up_weight, bits, block_size)
+        self.down = BlockWeight(experts.down_weight, bits, block_size)
+
+    def forward(self, x: Tensor, router_logits: Tensor, correction_bias: Tensor, **routing: Any) -> Tensor:
+        up, down = self.up, self.down
+        if torch.compiler.is_exporting():
+            weights = (up.stored(), down.stored(), up.scales, down.scales)
+            return operators().moe(x, router_logits, correction_bias, *weights, block_size=up.block_size, **routing)
+        return operators().moe(x, router_logits, correction_bias, up.dequantized(), down.dequantized(), **routing)
+
+
+def quantize(model: HybridLM, *, bits: int = 4, block_size: int = 32, head_bits: int = 8) -> HybridLM:
+    """Replaces every projection and expert by a quantised one, in place; the output head keeps ``head_bits``.
+
+    Embeddings, routers, norms, convolutions and the scan's own parameters stay in float32.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                width = head_bits if child is model.lm_head else bits
+                setattr(parent, name, QuantLinear(child, width, block_size))
+            elif isinstance(child, Experts):
+                setattr(parent, name, QuantExperts(child, bits, block_size))
+    return model

@@ -1,0 +1,251 @@
+"""The hybrid model in torch, built from a ModelConfig: what is trained, pruned, distilled and traced.
+
+While ``torch.export`` traces, the operators emit their ONNX nodes (``onnx_ops``); otherwise they compute
+(``torch_ops``). Parameter names are those of a Nemotron-H checkpoint without its ``backbone.`` prefix.
+"""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edge_export import onnx_ops, torch_ops
+from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, MlpSpec, ModelConfig, MoeSpec
+
+States = tuple[Tensor, ...]
+
+
+def operators() -> ModuleType:
+    """The module whose functions stand for the ``edge`` operators right now."""
+    return onnx_ops if torch.compiler.is_exporting() else torch_ops
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis, computed in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        return (self.weight.float() * normed).to(x.dtype)
+
+
+class Mamba2Mixer(nn.Module):
+    """in_proj, the ``edge::Mamba2Mixer`` operator, out_proj."""
+
+    def __init__(self, spec: Mamba2Spec, hidden: int, eps: float) -> None:
+        super().__init__()
+        self.spec, self.eps = spec, eps
+        self.in_proj = nn.Linear(hidden, spec.proj_dim, bias=spec.proj_bias)
+        self.conv_weight = nn.Parameter(torch.empty(spec.conv_dim, spec.conv_kernel))
+        self.conv_bias = nn.Parameter(torch.zeros(spec.conv_dim), requires_grad=spec.conv_bias)
+        self.dt_bias = nn.Parameter(torch.empty(spec.heads))
+        self.A_log = nn.Parameter(torch.empty(spec.heads))
+        self.D = nn.Parameter(torch.ones(spec.heads))
+        self.norm = RMSNorm(spec.inner, eps)
+        self.out_proj = nn.Linear(spec.inner, hidden, bias=spec.proj_bias)
+
+    def reset_parameters(self) -> None:
+        """Mamba-2's own initialisation: time steps log-uniform in 0.001 to 0.1, A uniform in -16 to -1."""
+        nn.init.uniform_(self.conv_weight, -0.5, 0.5)
+        nn.init.uniform_(self.A_log, 1.0, 16.0)
+        step = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+        with torch.no_grad():
+            self.A_log.log_()
+            self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))
+
+    def forward(self, x: Tensor, states: States) -> tuple[Tensor, States]:
+        y, conv, ssm = operators().mamba2_mixer(
+            self.in_proj(x),
+            self.conv_weight,
+            self.conv_bias,
+            self.dt_bias,
+            self.A_log,
+            self.D,
+            self.norm.weight,
+            *states,
+            groups=self.spec.groups,
+            eps=self.eps,
+            dt_min=self.spec.dt_min,
+            dt_max=math.inf if self.spec.dt_max is None else self.spec.dt_max,
+        )
+        return self.out_proj(y), (conv, ssm)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention over a growing cache (batch, kv_heads, positions, head_dim)."""
+
+    def __init__(self, spec: AttentionSpec, hidden: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.q_proj = nn.Linear(hidden, spec.heads * spec.head_dim, bias=False)
+        self.k_proj = nn.Linear(hidden, spec.kv_heads * spec.head_dim, bias=False)
+        self.v_proj = nn.Linear(hidden, spec.kv_heads * spec.head_dim, bias=False)
+        self.o_proj = nn.Linear(spec.heads * spec.head_dim, hidden, bias=False)
+
+    def forward(self, x: Tensor, states: States) -> tuple[Tensor, States]:
+        spec, (batch, length, _) = self.spec, x.shape
+        past_key, past_value = states
+        query = self.q_proj(x).view(batch, length, spec.kv_heads, spec.heads // spec.kv_heads, spec.head_dim)
+        query = query.permute(0, 2, 3, 1, 4)  # (batch, kv_heads, queries per key, length, head_dim)
+        key = torch.cat([past_key, self._by_head(self.k_proj(x))], dim=2)
+        value = torch.cat([past_value, self._by_head(self.v_proj(x))], dim=2)
+        position = torch.arange(length, device=x.device) + past_key.shape[2]
+        visible = torch.arange(key.shape[2], device=x.device) <= position[:, None]
+        scores = query @ key[:, :, None].transpose(-1, -2) * spec.head_dim**-0.5
+        scores = scores.float().masked_fill(~visible, torch.finfo(torch.float32).min)
+        mixed = scores.softmax(-1).to(x.dtype) @ value[:, :, None]
+        mixed = mixed.permute(0, 3, 1, 2, 4).reshape(batch, length, spec.heads * spec.head_dim)
+        return self.o_proj(mixed), (key, value)
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], x.shape[1], self.spec.kv_heads, self.spec.head_dim).transpose(1, 2)
+
+
+class Mlp(nn.Module):
+    """down(relu(up(x))**2)."""
+
+    def __init__(self, hidden: int, intermediate: int) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(hidden, intermediate, bias=False)
+        self.down_proj = nn.Linear(intermediate, hidden, bias=False)
+
+    def forward(self, x: Tensor, states: States = ()) -> tuple[Tensor, States]:
+        return self.down_proj(F.relu(self.up_proj(x)).square()), ()
+
+
+class Router(nn.Module):
+    """Logits per expert, in float32, and the bias that corrects the choice (not the weights)."""
+
+    def __init__(self, hidden: int, experts: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, hidden))
+        self.e_score_correction_bias = nn.Buffer(torch.zeros(experts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.float(), self.weight.float())
+
+
+class Experts(nn.Module):
+    """Weights of all experts, (experts, in, out) each."""
+
+    def __init__(self, experts: int, width: int, intermediate: int) -> None:
+        super().__init__()
+        self.up_weight = nn.Parameter(torch.empty(experts, width, intermediate))
+        self.down_weight = nn.Parameter(torch.empty(experts, intermediate, width))
+
+    def forward(self, x: Tensor, router_logits: Tensor, correction_bias: Tensor, **routing: Any) -> Tensor:
+        return operators().moe(x, router_logits, correction_bias, self.up_weight, self.down_weight, **routing)
+
+
+class Moe(nn.Module):
+    """Router, sparse experts (in a latent width where there is one) and the shared expert added to them."""
+
+    def __init__(self, spec: MoeSpec, hidden: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.load: Tensor | None = None
+        """Tokens per expert in the last forward pass of training."""
+        self.gate = Router(hidden, spec.experts)
+        self.experts = Experts(spec.experts, spec.latent or hidden, spec.intermediate)
+        self.shared_experts = Mlp(hidden, spec.shared_intermediate)
+        self.fc1_latent_proj = nn.Linear(hidden, spec.latent, bias=False) if spec.latent else nn.Identity()
+        self.fc2_latent_proj = nn.Linear(spec.latent, hidden, bias=False) if spec.latent else nn.Identity()
+
+    def routing(self) -> dict[str, Any]:
+        """The operator's attributes."""
+        names = ("top_k", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor")
+        return {name: getattr(self.spec, name) for name in names}
+
+    def forward(self, x: Tensor, states: States = ()) -> tuple[Tensor, States]:
+        bias, router_logits = self.gate.e_score_correction_bias, self.gate(x)
+        if self.training:
+            chosen, _ = torch_ops.route(router_logits.detach().flatten(0, -2), bias, **self.routing())
+            self.load = torch.bincount(chosen.flatten(), minlength=self.spec.experts)
+        routed = self.experts(self.fc1_latent_proj(x), router_logits, bias, **self.routing())
+        return self.fc2_latent_proj(routed) + self.shared_experts(x)[0], ()
+
+
+def make_mixer(spec: LayerSpec, hidden: int, eps: float) -> nn.Module:
+    """The mixer that a layer spec describes."""
+    if isinstance(spec, Mamba2Spec):
+        return Mamba2Mixer(spec, hidden, eps)
+    if isinstance(spec, AttentionSpec):
+        return Attention(spec, hidden)
+    if isinstance(spec, MlpSpec):
+        return Mlp(hidden, spec.intermediate)
+    return Moe(spec, hidden)
+
+
+class Layer(nn.Module):
+    """x + mixer(rms_norm(x))."""
+
+    def __init__(self, spec: LayerSpec, hidden: int, eps: float) -> None:
+        super().__init__()
+        self.norm = RMSNorm(hidden, eps)
+        self.mixer = make_mixer(spec, hidden, eps)
+        self.dropout = nn.Dropout(0.0)
+
+    def forward(self, x: Tensor, states: States) -> tuple[Tensor, States]:
+        mixed, states = self.mixer(self.norm(x), states)
+        return x + self.dropout(mixed), states
+
+
+class HybridLM(nn.Module):
+    """The whole model. ``model(input_ids)`` starts from empty states, or pass those of the last call."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden)
+        self.layers = nn.ModuleList(Layer(spec, config.hidden, config.norm_eps) for spec in config.layers)
+        self.norm_f = RMSNorm(config.hidden, config.norm_eps)
+        self.lm_head = nn.Linear(config.hidden, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embeddings.weight
+
+    def reset_parameters(self, seed: int) -> None:
+        """Random weights for training from scratch: normal, scaled down for the layers' outputs."""
+        torch.manual_seed(seed)
+        outputs = ("out_proj.weight", "o_proj.weight", "down_proj.weight", "down_weight", "fc2_latent_proj.weight")
+        for name, parameter in self.named_parameters():
+            if parameter.ndim >= 2:
+                fan_in = parameter.shape[-2] if name.endswith(("up_weight", "down_weight")) else parameter.shape[-1]
+                depth = 2 * len(self.layers) if name.endswith(outputs) else 1
+                nn.init.normal_(parameter, std=(fan_in * depth) ** -0.5)
+        for module in self.modules():
+            if isinstance(module, Mamba2Mixer):
+                module.reset_parameters()
+
+    def empty_states(self, batch: int) -> States:
+        """The states before the first token, in the order of ``config.past_specs()``."""
+        device = self.embeddings.weight.device
+        return tuple(
+            torch.zeros(spec.sized(batch=batch, past_length=0), device=device) for spec in self.config.past_specs()
+        )
+
+    def hidden_states(self, input_ids: Tensor, states: States) -> tuple[Tensor, States]:
+        """The last layer's output before the final norm, and the new states."""
+        x, present, taken = self.embeddings(input_ids), [], 0
+        for spec, layer in zip(self.config.layers, self.layers):
+            count = len(spec.states())
+            x, new = layer(x, states[taken : taken + count])
+            present.extend(new)
+            taken += count
+        return x, tuple(present)
+
+    def forward(self, input_ids: Tensor, states: States | None = None) -> tuple[Tensor, States]:
+        """input_ids (batch, length) -> logits (batch, length, vocab) and the states after the last token."""
+        if states is None:
+            states = self.empty_states(input_ids.shape[0])
+        x, present = self.hidden_states(input_ids, states)
+        return self.lm_head(self.norm_f(x)), present

@@ -1,0 +1,147 @@
+"""The operators in differentiable torch: what training runs and what the traced graph is compared with.
+
+Each function has the signature of the operator of the same name in ``edge_plugins``, where its meaning,
+its shapes and its source are written down.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 128
+"""Positions that one block of the quadratic SSD form covers."""
+
+
+def mamba2_mixer(
+    proj: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    dt_bias: Tensor,
+    a_log: Tensor,
+    d: Tensor,
+    norm_weight: Tensor,
+    past_conv: Tensor,
+    past_ssm: Tensor,
+    *,
+    groups: int,
+    eps: float,
+    dt_min: float = 0.0,
+    dt_max: float = float("inf"),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``edge::Mamba2Mixer``: (batch, length, proj_dim) -> (batch, length, inner) and the two new states."""
+    batch, length, _ = proj.shape
+    _, heads, head_dim, state = past_ssm.shape
+    inner, conv_dim = heads * head_dim, conv_weight.shape[0]
+    z, xbc, dt = proj.split([inner, conv_dim, heads], dim=-1)
+    xbc, present_conv = _causal_conv(xbc, conv_weight, conv_bias, past_conv)
+    x, b, c = F.silu(xbc).float().split([inner, groups * state, groups * state], dim=-1)
+    dt = F.softplus(dt.float() + dt_bias).clamp(dt_min, dt_max)
+    y, present_ssm = _scan(
+        x.view(batch, length, groups, heads // groups, head_dim),
+        dt.view(batch, length, groups, heads // groups),
+        -a_log.float().exp().view(groups, heads // groups),
+        b.view(batch, length, groups, state),
+        c.view(batch, length, groups, state),
+        past_ssm.float().view(batch, groups, heads // groups, head_dim, state),
+    )
+    y = y.reshape(batch, length, heads, head_dim) + d[:, None] * x.view(batch, length, heads, head_dim)
+    y = y.reshape(batch, length, inner) * F.silu(z.float())
+    y = F.rms_norm(y.view(batch, length, groups, inner // groups), (inner // groups,), eps=eps)
+    y = y.reshape(batch, length, inner).to(proj.dtype) * norm_weight
+    return y, present_conv, present_ssm.reshape(past_ssm.shape)
+
+
+def _causal_conv(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+    """Depthwise convolution over time of x (batch, length, channels), continued from past inputs."""
+    length, kernel = x.shape[1], weight.shape[1]
+    window = torch.cat([past.transpose(1, 2), x], dim=1)
+    taps = sum(window[:, tap : tap + length] * weight[:, tap] for tap in range(kernel))
+    return taps + bias, window[:, length:].transpose(1, 2)
+
+
+def _scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor]:
+    """State-space duality (arXiv 2405.21060, section 6) by chunks; heads stand as (groups, heads per group)."""
+    outputs = []
+    for start in range(0, x.shape[1], CHUNK):
+        part = slice(start, start + CHUNK)
+        y, ssm = _scan_chunk(x[:, part], dt[:, part], a, b[:, part], c[:, part], ssm)
+        outputs.append(y)
+    return torch.cat(outputs, dim=1), ssm
+
+
+def _scan_chunk(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor]:
+    decay = (dt * a).cumsum(dim=1).permute(0, 2, 3, 1)  # (batch, groups, heads per group, length)
+    between = decay[..., :, None] - decay[..., None, :]
+    causal = torch.ones(between.shape[-2:], dtype=torch.bool, device=x.device).tril()
+    between = between.masked_fill(~causal, float("-inf")).exp()
+    x_dt = (x * dt[..., None]).permute(0, 2, 3, 1, 4)  # (batch, groups, heads per group, length, head_dim)
+    b = b.transpose(1, 2)  # (batch, groups, length, state)
+    c = c.transpose(1, 2)
+    scores = (c @ b.transpose(2, 3))[:, :, None] * between
+    y = scores @ x_dt + (c[:, :, None] @ ssm.transpose(3, 4)) * decay.exp()[..., None]
+    to_end = (decay[..., -1:] - decay).exp()[..., None]
+    ssm = ssm * decay[..., -1, None, None].exp() + (x_dt * to_end).transpose(3, 4) @ b[:, :, None]
+    return y.permute(0, 3, 1, 2, 4), ssm
+
+
+def route(
+    router_logits: Tensor,
+    correction_bias: Tensor,
+    *,
+    top_k: int,
+    n_group: int,
+    topk_group: int,
+    norm_topk_prob: bool,
+    routed_scaling_factor: float,
+) -> tuple[Tensor, Tensor]:
+    """Chosen experts and their weights, each (tokens, top_k), from router logits (tokens, experts)."""
+    scores = router_logits.sigmoid()
+    choice = scores.detach() + correction_bias
+    if topk_group < n_group:
+        grouped = choice.view(-1, n_group, choice.shape[-1] // n_group)
+        rank = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
+        kept = torch.zeros_like(rank, dtype=torch.bool).scatter(1, rank.topk(topk_group, dim=-1).indices, True)
+        choice = grouped.masked_fill(~kept[..., None], float("-inf")).view_as(choice)
+    experts = choice.topk(top_k, dim=-1).indices
+    weights = scores.gather(-1, experts)
+    if norm_topk_prob:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    return experts, weights * routed_scaling_factor
+
+
+def moe(
+    x: Tensor,
+    router_logits: Tensor,
+    correction_bias: Tensor,
+    up_weight: Tensor,
+    down_weight: Tensor,
+    **routing: Any,
+) -> Tensor:
+    """``edge::MoE``: x (batch, length, width) through its top_k experts, weights (experts, in, out)."""
+    tokens = x.reshape(-1, x.shape[-1])
+    experts, weights = route(router_logits.reshape(len(tokens), -1).float(), correction_bias, **routing)
+    order = experts.flatten().argsort(stable=True)
+    counts = torch.bincount(experts.flatten(), minlength=up_weight.shape[0]).tolist()
+    source = order // experts.shape[-1]
+    parts = [
+        F.relu(part @ up_weight[expert]).square() @ down_weight[expert]
+        for expert, part in enumerate(tokens[source].split(counts))
+        if len(part)
+    ]
+    weighted = torch.cat(parts) * weights.flatten()[order, None].to(x.dtype)
+    return torch.zeros_like(tokens).index_add(0, source, weighted).view_as(x)
+
+
+def dequantize(weight: Tensor, scales: Tensor, block_size: int) -> Tensor:
+    """Integers (..., in, out) times their block's scale (..., in / block_size, out)."""
+    blocks = weight.unflatten(-2, (scales.shape[-2], block_size)).to(scales.dtype)
+    return (blocks * scales.unsqueeze(-2)).flatten(-3, -2)
+
+
+def qlinear(x: Tensor, weight: Tensor, scales: Tensor, *, block_size: int) -> Tensor:
+    """``edge::QLinear``: x (..., in) times a block-quantised matrix (in, out)."""
+    return x @ dequantize(weight, scales, block_size).to(x.dtype)

@@ -1,0 +1,116 @@
+"""Traces the torch model to one ONNX graph whose ``edge`` operators carry their bodies as functions."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from edge_plugins import DOMAIN, OPERATORS, OPSET_VERSION
+from edge_plugins.operator import STANDARD_OPSET
+from onnx import ModelProto, TensorProto
+
+from edge_export.quantize import INT4_SUFFIX
+from edge_export.torch_model import HybridLM, States
+from edge_sdk.errors import CheckpointError, explain
+from edge_sdk.model import ModelConfig, TensorSpec
+
+IR_VERSION = 10
+
+
+class _Graph(torch.nn.Module):
+    """The model with the states as flat inputs and outputs, as the graph has them."""
+
+    def __init__(self, model: HybridLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, states: States) -> tuple[torch.Tensor, ...]:
+        logits, present = self.model(input_ids, states)
+        return (logits, *present)
+
+
+def trace(model: HybridLM) -> ModelProto:
+    """One graph for prefill and decode, batch, length and past_length dynamic; checked by onnx.checker."""
+    config = model.config
+    inputs, dynamic = _example(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            _Graph(model).eval(),
+            inputs,
+            input_names=[spec.name for spec in config.inputs()],
+            output_names=[spec.name for spec in config.outputs()],
+            dynamic_shapes=dynamic,
+            opset_version=STANDARD_OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    _finish(proto, config)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def _example(config: ModelConfig) -> tuple[tuple[object, ...], tuple[object, ...]]:
+    """Inputs to trace with, and which of their axes are dynamic."""
+    names = {name: torch.export.Dim(name, min=1, max=2**20) for name in ("batch", "length")}
+    names["past_length"] = torch.export.Dim("past_length", min=0, max=2**20)
+    sizes = {"batch": 2, "length": 3, "past_length": 5}
+
+    def axes(spec: TensorSpec) -> dict[int, object]:
+        return {axis: names[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
+
+    ids, *past = config.inputs()
+    states = tuple(torch.zeros(spec.sized(**sizes)) for spec in past)
+    example = (torch.zeros(ids.sized(**sizes), dtype=torch.int64), states)
+    return example, (axes(ids), tuple(axes(spec) for spec in past))
+
+
+def _finish(proto: ModelProto, config: ModelConfig) -> None:
+    """Adds the functions and opset, types int4 weights as such and names the dynamic axes as we do."""
+    variants: dict[str, set[str]] = {}
+    for node in proto.graph.node:
+        if node.domain == DOMAIN:
+            operator = OPERATORS[node.op_type]
+            variants.setdefault(node.op_type, set()).add(
+                operator.variant_of({attribute.name: attribute for attribute in node.attribute})
+            )
+    for name, found in sorted(variants.items()):
+        if len(found) > 1:
+            raise CheckpointError(
+                explain(f"The {name} nodes", expected="one variant", found=sorted(found), todo="Quantise all or none.")
+            )
+        proto.functions.append(OPERATORS[name].function(found.pop()))
+    for tensor in proto.graph.initializer:
+        if tensor.name.endswith(INT4_SUFFIX):
+            tensor.data_type = TensorProto.INT4
+            tensor.dims[-1] *= 2
+    opsets = {opset.domain: opset.version for opset in proto.opset_import} | {DOMAIN: OPSET_VERSION}
+    del proto.opset_import[:]
+    proto.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items())
+    proto.ir_version = IR_VERSION
+    del proto.graph.value_info[:]
+    for values, specs in ((proto.graph.input, config.inputs()), (proto.graph.output, config.outputs())):
+        for value, spec in zip(values, specs):
+            assert value.name == spec.name
+            element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
+            value.CopyFrom(onnx.helper.make_tensor_value_info(spec.name, element, spec.shape))
+
+
+def save(proto: ModelProto, path: Path, weights_name: str) -> None:
+    """Writes the graph and, beside it, its weights as external data."""
+    onnx.save_model(
+        proto,
+        str(path),
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=weights_name,
+        size_threshold=1024,
+    )

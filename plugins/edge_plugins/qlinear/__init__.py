@@ -1,0 +1,1 @@
+"""Product with a block-quantised matrix."""

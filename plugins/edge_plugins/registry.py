@@ -1,0 +1,8 @@
+"""All operators by name."""
+
+from edge_plugins.mamba2_mixer.op import MAMBA2_MIXER
+from edge_plugins.moe.op import MOE
+from edge_plugins.operator import Operator
+from edge_plugins.qlinear.op import QLINEAR
+
+OPERATORS: dict[str, Operator] = {operator.name: operator for operator in (MAMBA2_MIXER, MOE, QLINEAR)}
