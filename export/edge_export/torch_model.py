@@ -193,11 +193,10 @@ class Layer(nn.Module):
         super().__init__()
         self.norm = RMSNorm(hidden, eps)
         self.mixer = make_mixer(spec, hidden, eps)
-        self.dropout = nn.Dropout(0.0)
 
     def forward(self, x: Tensor, states: States) -> tuple[Tensor, States]:
         mixed, states = self.mixer(self.norm(x), states)
-        return x + self.dropout(mixed), states
+        return x + mixed, states
 
 
 class HybridLM(nn.Module):

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from edge_plugins import DOMAIN, OPERATORS, OPSET_VERSION
-from edge_plugins.operator import STANDARD_OPSET
 from onnx import ModelProto, TensorProto
 
 from edge_export.quantize import INT4_SUFFIX
 from edge_export.torch_model import HybridLM, States
+from edge_plugins import DOMAIN, OPERATORS, OPSET_VERSION
+from edge_plugins.operator import STANDARD_OPSET
 from edge_sdk.errors import CheckpointError, explain
 from edge_sdk.model import ModelConfig, TensorSpec
 

@@ -44,8 +44,6 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     learning_rate: float = 2e-3
     warmup_steps: int = 50
     weight_decay: float = 0.05
-    dropout: float = 0.0
-    """Share of each layer's output that is dropped in training."""
     grad_clip: float = 1.0
     expert_balance_rate: float = 1e-3
     """Step of the experts' correction bias towards equal load (auxiliary-loss-free, arXiv 2408.15664)."""
@@ -81,7 +79,7 @@ class Trainer:
         """Trains to the schedule's end, from the folder's checkpoint where there is one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._resume()
-        self._prepare()
+        self.model.train()
         columns = (TextColumn(self.title), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"))
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         with Progress(*columns, *times, console=console) as progress, _interruptible() as interrupted:
@@ -101,21 +99,12 @@ class Trainer:
         plot_losses([self.folder / "log.csv"], self.folder / "loss.png")
         return self.model.eval()
 
-    def _prepare(self) -> None:
-        self.model.train()
-        for module in self.model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = self.schedule.dropout
-
     def _train_step(self) -> float:
         started = time.perf_counter()
         batch = self.batches.at(self.step)
         rate = self.schedule.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(
-            self.schedule.seed * 1_000_003 + self.step
-        )  # dropout follows from the step, as the batch does
         loss = self.loss(self.model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.grad_clip)

@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from edge_plugins import DOMAIN, OPERATORS, OPSET_VERSION, Operator
-from edge_plugins.operator import STANDARD_OPSET, Case
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+
+from edge_plugins import DOMAIN, OPERATORS, OPSET_VERSION, Operator
+from edge_plugins.operator import STANDARD_OPSET, Case
 
 Outputs = tuple[np.ndarray, ...]
 

@@ -31,7 +31,7 @@ FIXED = {
     "mlp_hidden_act": "relu2",
     "attention_bias": False,
     "mlp_bias": False,
-    "use_bias": False,
+    "mamba_proj_bias": False,
     "sliding_window": None,
     "n_shared_experts": 1,
 }
@@ -77,6 +77,11 @@ def _as_tuple(value: int | list[int] | None) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, list) else (value,)
 
 
+def _number(value: Any) -> float:
+    """A number, also as newer transformers write infinity: ``{"__float__": "Infinity"}``."""
+    return float(value["__float__"] if isinstance(value, dict) else value)
+
+
 def _pattern(config: dict[str, Any]) -> str:
     types = config.get("layers_block_type")
     if types is None:
@@ -94,17 +99,17 @@ def _pattern(config: dict[str, Any]) -> str:
 
 def _layer(config: dict[str, Any], letter: str) -> LayerSpec:
     if letter == "M":
-        limits = config.get("time_step_limit") or (0.0, float("inf"))
+        dt_min, dt_max = (_number(limit) for limit in config.get("time_step_limit") or (0.0, float("inf")))
         return Mamba2Spec(
             heads=_get(config, "mamba_num_heads"),
             head_dim=_get(config, "mamba_head_dim"),
             groups=_get(config, "n_groups"),
             state=_get(config, "ssm_state_size"),
             conv_kernel=config.get("conv_kernel", 4),
-            proj_bias=config.get("mamba_proj_bias", False),
+            proj_bias=config.get("use_bias", False),
             conv_bias=config.get("use_conv_bias", True),
-            dt_min=float(limits[0]),
-            dt_max=None if float(limits[1]) == float("inf") else float(limits[1]),
+            dt_min=dt_min,
+            dt_max=None if dt_max == float("inf") else dt_max,
         )
     if letter == "*":
         heads = _get(config, "num_attention_heads")
@@ -162,7 +167,7 @@ def _format_layer(spec: LayerSpec) -> dict[str, Any]:
             "n_groups": spec.groups,
             "ssm_state_size": spec.state,
             "conv_kernel": spec.conv_kernel,
-            "mamba_proj_bias": spec.proj_bias,
+            "use_bias": spec.proj_bias,
             "use_conv_bias": spec.conv_bias,
             # transformers clamps dt by time_step_min as well, in its chunked path only: 0 makes it follow the limit.
             "time_step_min": 0.0,

@@ -1,0 +1,53 @@
+"""What several test folders share: where things lie, and a real bundle made by the real commands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from places import ROOT, ROVER, TEACHER, WORKSTATION
+
+sys.path[:0] = [str(ROVER), str(ROOT / "ros_bridge")]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Environments and bundles other than those that ``make envs`` and the tests make."""
+    parser.addoption(
+        "--ros-python",
+        type=Path,
+        default=ROOT / ".venvs" / "ros" / "bin" / "python",
+        help="an interpreter that has rclpy",
+    )
+    parser.addoption("--scan-bundle", type=Path, help="a finished bundle of SCAN, to save the time of exporting one")
+
+
+@pytest.fixture(scope="session")
+def ros_python(request: pytest.FixtureRequest) -> Path:
+    """The interpreter of the ROS environment."""
+    path = Path(request.config.getoption("--ros-python"))
+    if not path.exists():
+        pytest.fail(f"{path} does not exist: run `make envs`")
+    return path
+
+
+def workstation(*command: object, timeout_s: float = 300) -> None:
+    """Runs a command of the workstation's environment; what it says is shown if it fails."""
+    program, *arguments = command
+    path = WORKSTATION / str(program)
+    if not path.exists():
+        pytest.fail(f"{path} does not exist: run `make envs`")
+    subprocess.run([str(path), *map(str, arguments)], check=True, timeout=timeout_s)
+
+
+@pytest.fixture(scope="session")
+def scan_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped teacher as a float32 bundle, exported by the command line."""
+    if finished := request.config.getoption("--scan-bundle"):
+        return Path(finished)
+    folder = tmp_path_factory.mktemp("scan")
+    workstation("edge-export", "onnx", TEACHER, "--out", folder / "onnx")
+    workstation("edge-export", "bundle", TEACHER, "--graph", folder / "onnx", "--out", folder / "bundle")
+    return folder / "bundle"

@@ -1,0 +1,74 @@
+"""Our torch model against transformers' independent NemotronH implementation, on the same files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, NemotronHForCausalLM
+
+from edge_export.checkpoint import load_model, read_config, save_model
+from places import TEACHER
+from tiny import VARIANTS, make, relative_error
+
+TOLERANCE = 1e-4
+
+
+def load_theirs(folder: Path) -> NemotronHForCausalLM:
+    model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert isinstance(model, NemotronHForCausalLM)
+    assert not any(report.values()), report
+    return model.eval()
+
+
+@torch.inference_mode()
+def compare(folder: Path, ids: torch.Tensor, steps: int) -> None:
+    """Prefill of all but ``steps`` tokens, then these one by one with the cache."""
+    ours, theirs = load_model(folder).eval(), load_theirs(folder)
+    expected = theirs(ids).logits
+    assert relative_error(ours(ids)[0], expected) <= TOLERANCE
+    prompt = ids.shape[1] - steps
+    logits, states = ours(ids[:, :prompt])
+    cached = theirs(ids[:, :prompt], use_cache=True)
+    assert relative_error(logits, cached.logits) <= TOLERANCE
+    for position in range(prompt, ids.shape[1]):
+        token = ids[:, position : position + 1]
+        logits, states = ours(token, states)
+        cached = theirs(token, past_key_values=cached.past_key_values, use_cache=True)
+        assert relative_error(logits, cached.logits) <= TOLERANCE
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS.keys() - {"tied"}))  # transformers' NemotronH cannot tie
+def test_logits_agree(variant: str, tmp_path: Path) -> None:
+    model = make(variant)
+    save_model(model, tmp_path / "checkpoint")
+    assert read_config(tmp_path / "checkpoint") == model.config
+    ids = torch.randint(0, model.config.vocab_size, (2, 150), generator=torch.Generator().manual_seed(1))
+    compare(tmp_path / "checkpoint", ids, steps=20)
+
+
+def test_the_shipped_teacher_agrees() -> None:
+    ids = torch.randint(5, 24, (4, 100), generator=torch.Generator().manual_seed(2))
+    compare(TEACHER, ids, steps=20)
+
+
+def test_a_checkpoint_that_transformers_wrote_loads(tmp_path: Path) -> None:
+    save_model(make("plain"), tmp_path / "ours")
+    theirs = load_theirs(tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="100KB")
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
+    ids = torch.randint(0, 48, (1, 30), generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        assert relative_error(load_model(tmp_path / "theirs")(ids)[0], theirs(ids).logits) <= TOLERANCE
+
+
+def test_transformers_reads_the_teachers_tokenizer() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(TEACHER)
+    message = [{"role": "user", "content": "walk around left"}]
+    text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    assert text == "<s> walk around left =>"
+    from edge_sdk.text import TextCodec
+
+    ours = TextCodec(TEACHER).encode_prompt("walk around left")
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == ours

@@ -1,0 +1,79 @@
+"""``edge-sdk`` as its user calls it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EDGE_SDK = (sys.executable, "-m", "edge_sdk.cli")
+
+
+def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [*EDGE_SDK, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_run_prints_the_answer(scan_bundle: Path) -> None:
+    result = call("run", scan_bundle, "walk around left twice")
+    assert result.returncode == 0
+    assert result.stdout == " ".join(["I_TURN_LEFT I_WALK"] * 8) + "\n"
+    lines = [line for line in result.stderr.splitlines() if "function bodies" in line]
+    assert len(lines) == 1
+
+
+def test_run_as_json(scan_bundle: Path) -> None:
+    result = call("run", "--json", scan_bundle, "jump left")
+    answer = json.loads(result.stdout)
+    assert answer["text"] == "I_TURN_LEFT I_JUMP"
+    assert len(answer["token_ids"]) == 2
+    assert answer["finish_reason"] == "stop"
+    assert answer["time_to_first_token_ms"] > 0
+    assert answer["tokens_per_second"] > 0
+
+
+def test_inspect(scan_bundle: Path) -> None:
+    result = call("inspect", scan_bundle)
+    assert result.returncode == 0
+    assert "every hash matches" in result.stdout
+    assert "nemotron_h" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"), [("", "some text"), (b"\xff\xfe", "UTF-8"), ("walk " * 500, "at most")]
+)
+def test_a_bad_prompt_ends_in_one_clear_line(scan_bundle: Path, prompt: str | bytes, expected: str) -> None:
+    command = [*map(os.fsencode, EDGE_SDK), b"run", os.fsencode(scan_bundle), os.fsencode(prompt)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: The prompt: expected")
+    assert expected in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_missing_bundle_ends_in_one_clear_line(tmp_path: Path) -> None:
+    result = call("run", tmp_path / "nowhere", "walk")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error:")
+    assert "Traceback" not in result.stderr
+
+
+def test_sigint_ends_a_run_at_once_and_keeps_what_was_said(scan_bundle: Path) -> None:
+    command = [*EDGE_SDK, "run", str(scan_bundle), "look around right thrice and jump around left thrice"]
+    statuses = []
+    for _ in range(5):  # a signal that comes after the last token finds a finished run
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        said = os.read(process.stdout.fileno(), 4)
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=30)
+        assert (said + rest).startswith(b"I_TURN_RIGHT")
+        assert b"Traceback" not in errors
+        statuses.append(process.returncode)
+    assert set(statuses) <= {0, 130}
+    assert 130 in statuses
