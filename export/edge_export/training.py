@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import json
 import math
 import signal
@@ -47,6 +48,8 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     grad_clip: float = 1.0
     expert_balance_rate: float = 1e-3
     """Step of the experts' correction bias towards equal load (auxiliary-loss-free, arXiv 2408.15664)."""
+    average_decay: float = 0.0
+    """The result is the exponential moving average of the weights with this decay; 0 takes the last ones."""
     seed: int = 0
     save_every: int = 200
 
@@ -72,11 +75,13 @@ class Trainer:
         decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
         others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
         groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.average: dict[str, Tensor] = {}
         self.optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98), fused=True)
         self.rows: list[tuple[float, ...]] = []
 
     def run(self) -> HybridLM:
         """Trains to the schedule's end, from the folder's checkpoint where there is one."""
+        _keep_freed_memory()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._resume()
         self.model.train()
@@ -96,6 +101,8 @@ class Trainer:
                 if self.step % self.schedule.save_every == 0:
                     self._save()
         self._save()
+        if self.average:
+            self.model.load_state_dict(self.average)
         plot_losses([self.folder / "log.csv"], self.folder / "loss.png")
         return self.model.eval()
 
@@ -111,6 +118,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._balance_experts()
+        self._update_average()
         value = loss.item()
         if not math.isfinite(value):
             raise CheckpointError(
@@ -130,12 +138,24 @@ class Trainer:
                     (load.mean() - load).sign() * self.schedule.expert_balance_rate
                 )
 
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if not self.schedule.average_decay:
+            return
+        keep = min(self.schedule.average_decay, (1 + self.step) / (10 + self.step))  # the first weights are forgotten
+        for name, tensor in self.model.state_dict().items():
+            if name in self.average:
+                self.average[name].lerp_(tensor, 1 - keep)
+            else:
+                self.average[name] = tensor.clone()
+
     def _names(self) -> dict[str, Tensor]:
         return dict(self.model.named_parameters())
 
     def _save(self) -> None:
         """Weights, optimizer moments and counters as safetensors and JSON, replaced as a whole; and the log."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         for name, parameter in self._names().items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
@@ -164,8 +184,8 @@ class Trainer:
                 )
             )
         tensors = load_file(folder / "state.safetensors")
-        prefix = "model."
-        self.model.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+        self.model.load_state_dict(_below("model.", tensors))
+        self.average = _below("average.", tensors)
         for name, parameter in self._names().items():
             self.optimizer.state[parameter] = {
                 key: tensors[f"optimizer.{key}.{name}"]
@@ -175,6 +195,19 @@ class Trainer:
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.rows = [tuple(row) for row in json.loads((folder / "log.json").read_text())]
         console.print(f"{self.title}: resuming at step {self.step} of {self.schedule.steps}")
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _keep_freed_memory() -> None:
+    """Tells glibc not to return large blocks to the system after every step; taking them again is slow (-18 % time)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mmap_threshold, trim_threshold, largest = -3, -1, 2**30
+        mallopt(mmap_threshold, largest)
+        mallopt(trim_threshold, largest)
 
 
 def cross_entropy(model: HybridLM, batch: Batch) -> Tensor:

@@ -1,0 +1,1 @@
+"""A ROS 2 node around Edge SDK: a prompt comes in, tokens, text and motion go out."""

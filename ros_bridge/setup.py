@@ -1,0 +1,22 @@
+"""Packaging of the ROS 2 room, an ament_python package: colcon builds it, and so does pip."""
+
+from setuptools import setup
+
+PACKAGE = "edge_ros_bridge"
+
+setup(
+    name=PACKAGE,
+    version="0.1.0",
+    description="Lifecycle node around Edge SDK: a prompt comes in; tokens, text and motion go out",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[PACKAGE],
+    package_data={PACKAGE: ["py.typed"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
+        (f"share/{PACKAGE}", ["package.xml"]),
+    ],
+    # neither rclpy nor edge-sdk: a ROS install brings the one, and the other comes from this checkout
+    install_requires=["setuptools"],
+    entry_points={"console_scripts": ["language = edge_ros_bridge.language_node:main"]},
+)

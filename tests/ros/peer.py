@@ -1,0 +1,57 @@
+"""A second real process for the tests: does what it is asked on standard input, one JSON object a line.
+
+Runs in the ROS environment; ``processes.Peer`` is its other end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from typing import Any
+
+from edge_ros_bridge.client import LanguageClient
+from edge_ros_bridge.motion import STOP
+from edge_sdk.errors import EdgeError
+
+
+def do(client: LanguageClient, call: str, request: dict[str, Any]) -> Any:
+    """One request; the answer is something that JSON can hold."""
+    since_s = request.get("since_s", 0.0)
+    if call == "match":
+        return client.wait_until_matched()
+    if call == "change_state":
+        return client.change_state(request["transition"], timeout_s=request.get("timeout_s", 30))
+    if call == "state":
+        return client.state()
+    if call == "send":
+        return client.send(bytes.fromhex(request["hex"]) if "hex" in request else request["prompt"])
+    if call == "wait":  # until a topic has brought some messages, or cmd_vel the final zero
+        topic, count = request["topic"], request.get("count", 1)
+
+        def done() -> bool:
+            enough = len(client.received(topic, since_s)) >= count
+            return enough and (not request.get("stop") or client.velocities(since_s)[-1] == STOP)
+
+        client.wait(done, f"{topic} (request {request})", request.get("timeout_s", 15))
+    if call == "listen":
+        end_s = time.monotonic() + request["seconds"]
+        client.wait(lambda: time.monotonic() > end_s, "the end of listening", 2 * request["seconds"])
+    return [dataclasses.asdict(event) for event in client.events if event.time_s >= since_s]
+
+
+def main() -> None:
+    """Answers requests until standard input ends."""
+    with LanguageClient() as client:
+        for line in sys.stdin:
+            request = json.loads(line)
+            try:
+                answer = {"result": do(client, request.pop("call"), request)}
+            except EdgeError as error:
+                answer = {"error": str(error)}
+            print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
