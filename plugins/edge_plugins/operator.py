@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,8 @@ class Operator:
         """The variant's body as a model-local ONNX function."""
         import onnx.parser
 
-        attributes = ", ".join(name for name in self.attributes if f"@{name}" in self.bodies[variant])
+        read = set(re.findall(r"@(\w+)", self.bodies[variant]))
+        attributes = ", ".join(name for name in self.attributes if name in read)
         text = (
             f'<domain: "{DOMAIN}", opset_import: ["" : {STANDARD_OPSET}]>\n'
             f"{self.name} <{attributes}> ({', '.join(self.inputs_of(variant))}) => ({', '.join(self.outputs)})\n"
