@@ -24,19 +24,23 @@ lint: envs
 envs:
 	@$(MAKE) --no-print-directory -j3 $(WORKSTATION)/ready $(ROBOT)/ready $(ROS)/ready
 
+$(WORKSTATION)/ready: INSTALL = -c export/constraints.txt -e '.[export,test]'
 $(WORKSTATION)/ready: setup.py export/constraints.txt
-	@$(call build,-c export/constraints.txt -e '.[export,test]')
+	@$(build)
 
+$(ROBOT)/ready: INSTALL = -e '.[cpu]' pytest hypothesis
 $(ROBOT)/ready: setup.py
-	@$(call build,-e '.[cpu]' pytest hypothesis)
+	@$(build)
 
+$(ROS)/ready: FIRST = --require-hashes -r ros_bridge/requirements-jazzy.txt
+$(ROS)/ready: INSTALL = -e '.[cpu]' -e ros_bridge
 $(ROS)/ready: setup.py ros_bridge/setup.py ros_bridge/requirements-jazzy.txt
-	@$(call build,--require-hashes -r ros_bridge/requirements-jazzy.txt,-e '.[cpu]',-e ros_bridge)
+	@$(build)
 
-# A fresh environment with one or several pip installs, and how long that took.
+# A fresh environment, and how long it took.
 define build
 echo "[setup] $(@D) ..." && started=$$(date +%s) && rm -rf $(@D) && $(PYTHON) -m venv $(@D) \
-  $(if $(1),&& $(@D)/bin/$(PIP) $(1)) $(if $(2),&& $(@D)/bin/$(PIP) $(2)) $(if $(3),&& $(@D)/bin/$(PIP) $(3)) \
+  $(if $(FIRST),&& $(@D)/bin/$(PIP) $(FIRST)) && $(@D)/bin/$(PIP) $(INSTALL) \
   && touch $@ && echo "[setup] $(@D) ready after $$(($$(date +%s) - started)) s"
 endef
 
