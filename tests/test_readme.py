@@ -60,7 +60,7 @@ def test_the_demos_table_is_what_was_measured(demo: str) -> None:
         for name in ("teacher", "student", "student-int4")
     }
     assert measured["teacher"]["exact_match"] >= 0.995
-    assert measured["student"]["exact_match"] >= 0.9
+    assert measured["student"]["exact_match"] >= 0.93
     assert measured["student"]["parameters"] <= measured["teacher"]["parameters"] / 4
     assert measured["student-int4"]["bytes"] < measured["student"]["bytes"]
     for title, name in (
@@ -70,8 +70,8 @@ def test_the_demos_table_is_what_was_measured(demo: str) -> None:
     ):
         assert f"{measured[name]['exact_match']:.2%}" in rows[title]
         assert f"{measured[name]['parameters']:,}" in rows[title]
-    scratch = json.loads((DEMO / "scratch" / "report.json").read_text())
-    student = json.loads((DEMO / "student" / "report.json").read_text())
+    scratch = json.loads((DEMO / "runs" / "scratch" / "report.json").read_text())
+    student = json.loads((DEMO / "runs" / "student" / "report.json").read_text())
     assert scratch["parameters"] == student["parameters"]
     assert scratch["steps"] == student["steps"]
     assert f"{scratch['exact_match']:.2%}" in rows["same size from scratch"]

@@ -25,6 +25,7 @@ ROOT = HERE.parent.parent
 TEACHER = HERE / "teacher"
 OUT = ROOT / "build" / "demo"
 SCAN = OUT / "scan"
+RUNS = OUT / "runs"
 EXPORT = ROOT / ".venvs" / "workstation" / "bin" / "edge-export"
 WORKSTATION_PYTHON = ROOT / ".venvs" / "workstation" / "bin" / "python"
 ROBOT_PYTHON = ROOT / ".venvs" / "robot" / "bin" / "python"
@@ -73,7 +74,7 @@ class Stage:
 
     def start(self) -> Stage:
         """Starts the command, unless it has been run."""
-        console.print(f"  $ {relative(shlex.join(map(relative, self.command)))}", style="dim", highlight=False)
+        console.print(f"  $ {relative(shlex.join(map(relative, self.command)))}", style="dim", highlight=False, soft_wrap=True)
         if self._read() is None:
             output = subprocess.PIPE if self.capture else None
             self._process = subprocess.Popen(self.command, cwd=ROOT, stdout=output, text=True)
@@ -105,18 +106,18 @@ def distil() -> None:
     """Student and baseline, side by side: each keeps one core busy."""
     common = (TEACHER, HERE / "student.yaml", "--data", SCAN / "train.jsonl", "--test", SCAN / "test.jsonl")
     started = [
-        Stage(name, (EXPORT, "distil", *common, "--threads", 1, "--out", OUT / name, *flags)).start()
+        Stage(name, (EXPORT, "distil", *common, "--threads", 1, "--out", RUNS / name, *flags)).start()
         for name, flags in {"student": (), "scratch": ("--from-scratch",)}.items()
     ]
     for stage in started:
         stage.wait()
-    logs = [OUT / name / "log.csv" for name in ("student", "scratch")]
+    logs = [RUNS / name / "log.csv" for name in ("student", "scratch")]
     run("plot", EXPORT, "plot", *logs, "--out", OUT / "loss.png")
 
 
 def export() -> None:
     """Graphs and bundles of the teacher and of the student in two precisions."""
-    checkpoints = {"teacher": TEACHER, "student": OUT / "student" / "model"}
+    checkpoints = {"teacher": TEACHER, "student": RUNS / "student" / "model"}
     graphs = [
         Stage(
             f"onnx-{name}",
@@ -150,7 +151,7 @@ def show(measured: dict[str, dict[str, float]], drive: dict[str, Any], picture: 
             f"{row['exact_match']:.2%}",
             f"{row['tokens_per_second']:,.0f}",
         )
-    scratch = read_json(OUT / "scratch" / "report.json")
+    scratch = read_json(RUNS / "scratch" / "report.json")
     table.add_row("same size from scratch", f"{scratch['parameters']:,}", "", f"{scratch['exact_match']:.2%}", "")
     console.print()
     console.print(table)
@@ -190,7 +191,7 @@ def main() -> None:
         "--out",
         drive,
     )
-    console.print(f"  $ {shlex.join(map(relative, command))}", style="dim", highlight=False)
+    console.print(f"  $ {shlex.join(map(relative, command))}", style="dim", highlight=False, soft_wrap=True)
     if subprocess.run(list(map(str, command)), cwd=ROOT, check=False).returncode != 0:
         sys.exit("demo: driving failed")
     subprocess.run([WORKSTATION_PYTHON, HERE / "draw.py", drive, picture], cwd=ROOT, check=True)
