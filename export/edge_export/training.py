@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -217,7 +218,7 @@ def cross_entropy(model: HybridLM, batch: Batch) -> Tensor:
 
 
 def plot_losses(logs: list[Path], target: Path) -> None:
-    """The losses of one or several log.csv files over steps, as a PNG."""
+    """The losses of one or several log.csv files over steps, as a PNG: each step faintly, the mean of 20 clearly."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -227,7 +228,11 @@ def plot_losses(logs: list[Path], target: Path) -> None:
     for log in logs:
         with log.open() as file:
             rows = list(csv.DictReader(file))
-        axes.plot([int(row["step"]) for row in rows], [float(row["loss"]) for row in rows], label=log.parent.name)
+        steps, values = (np.array([float(row[name]) for row in rows]) for name in ("step", "loss"))
+        width = min(20, len(rows))
+        (line,) = axes.plot(steps[width - 1 :], np.convolve(values, np.ones(width) / width, "valid"))
+        line.set_label(log.parent.name)
+        axes.plot(steps, values, color=line.get_color(), alpha=0.2, linewidth=0.8)
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()

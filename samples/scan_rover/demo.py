@@ -74,7 +74,9 @@ class Stage:
 
     def start(self) -> Stage:
         """Starts the command, unless it has been run."""
-        console.print(f"  $ {relative(shlex.join(map(relative, self.command)))}", style="dim", highlight=False, soft_wrap=True)
+        console.print(
+            f"  $ {relative(shlex.join(map(relative, self.command)))}", style="dim", highlight=False, soft_wrap=True
+        )
         if self._read() is None:
             output = subprocess.PIPE if self.capture else None
             self._process = subprocess.Popen(self.command, cwd=ROOT, stdout=output, text=True)

@@ -19,6 +19,11 @@ def call(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
+def hear_sigint() -> None:
+    """In the child: a test run that was started in the background hands down an ignored SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_run_prints_the_answer(scan_bundle: Path) -> None:
     result = call("run", scan_bundle, "walk around left twice")
     assert result.returncode == 0
@@ -67,7 +72,7 @@ def test_sigint_ends_a_run_at_once_and_keeps_what_was_said(scan_bundle: Path) ->
     command = [*EDGE_SDK, "run", str(scan_bundle), "look around right thrice and jump around left thrice"]
     statuses = []
     for _ in range(5):  # a signal that comes after the last token finds a finished run
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hear_sigint)
         assert process.stdout is not None
         said = os.read(process.stdout.fileno(), 4)
         process.send_signal(signal.SIGINT)
