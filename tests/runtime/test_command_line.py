@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,12 @@ def call(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def hear_sigint() -> None:
-    """In the child: a test run that was started in the background hands down an ignored SIGINT."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+@pytest.fixture
+def sigint_is_heard() -> Iterator[None]:
+    """A test run that was started in the background ignores SIGINT, and would hand that down."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 def test_run_prints_the_answer(scan_bundle: Path) -> None:
@@ -68,11 +72,12 @@ def test_a_missing_bundle_ends_in_one_clear_line(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.usefixtures("sigint_is_heard")
 def test_sigint_ends_a_run_at_once_and_keeps_what_was_said(scan_bundle: Path) -> None:
     command = [*EDGE_SDK, "run", str(scan_bundle), "look around right thrice and jump around left thrice"]
     statuses = []
     for _ in range(5):  # a signal that comes after the last token finds a finished run
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hear_sigint)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdout is not None
         said = os.read(process.stdout.fileno(), 4)
         process.send_signal(signal.SIGINT)
