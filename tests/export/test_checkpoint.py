@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from edge_export.recipes import TrainRecipe, read_recipe
 from edge_export.torch_model import HybridLM
 from edge_sdk.errors import CheckpointError, ConfigError
 from edge_sdk.model import Mamba2Spec, ModelConfig, MoeSpec
+from places import WORKSTATION
 from tiny import BASE, VARIANTS, make
 
 
@@ -184,3 +186,13 @@ def test_an_unknown_setting_of_a_recipe_is_named(tmp_path: Path) -> None:
     path.write_text("model: {}\nschedule: {steps: 3, learning_speed: 7}\n")
     with pytest.raises(ConfigError, match="learning_speed"):
         read_recipe(path, TrainRecipe)
+
+
+def test_the_command_line_says_it_in_one_message(checkpoint: Path, tmp_path: Path) -> None:
+    edit_config(checkpoint, model_type="gpt2")
+    command = [WORKSTATION / "edge-export", "onnx", checkpoint, "--out", tmp_path / "graph"]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: config.json's model_type: expected one of nemotron_h, found 'gpt2'")
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "graph").exists()
