@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import shutil
@@ -40,21 +41,31 @@ def new_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """As :func:`new_file` for a directory. A reader sees the old one or the new one."""
-    temporary, old = _beside(path), _beside(path)
+    temporary = _beside(path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         for entry in [*temporary.rglob("*"), temporary]:
             sync(entry)
         if path.exists():
-            os.rename(path, old)
-        os.rename(temporary, path)
+            _exchange(temporary, path)
+        else:
+            os.rename(temporary, path)
         sync(path.parent)
     finally:
-        if old.exists() and not path.exists():
-            os.rename(old, path)
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swaps two directories: in one step where the file system can (Linux's renameat2), else in three."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
+        return
+    aside = _beside(other)
+    os.rename(other, aside)
+    os.rename(one, other)
+    os.rename(aside, one)
 
 
 def sha256(path: Path) -> str:

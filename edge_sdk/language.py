@@ -68,13 +68,13 @@ class Session:
         Raises PromptError for an empty prompt, one that is not UTF-8, or one longer than the context.
         """
         _check_budget(max_new_tokens)
-        ids = self._checked_ids(prompt)
+        ids = self.model.encode(prompt, self.position)
         return self._decode(ids, max_new_tokens)
 
     def generate(self, prompt: Prompt, max_new_tokens: int = 256) -> Completion:
         """As :meth:`stream`, all at once and timed."""
         _check_budget(max_new_tokens)
-        ids = self._checked_ids(prompt)
+        ids = self.model.encode(prompt, self.position)
         started = first = last = time.perf_counter()
         tokens: list[Token] = []
         for token in self._decode(ids, max_new_tokens):
@@ -82,20 +82,6 @@ class Session:
             first = first if tokens else last
             tokens.append(token)
         return summarize(self.model, len(ids), tokens, max_new_tokens, first - started, last - first)
-
-    def _checked_ids(self, prompt: Prompt) -> list[int]:
-        ids = self.model.codec.encode_prompt(prompt)
-        limit = self.model.config.max_length - self.position - 1
-        if len(ids) > limit:
-            raise PromptError(
-                explain(
-                    "The prompt",
-                    expected=f"at most {limit} tokens (the context holds {self.model.config.max_length})",
-                    found=f"{len(ids)} tokens",
-                    todo="Shorten it or open a new session.",
-                )
-            )
-        return ids
 
     def _decode(self, ids: list[int], max_new_tokens: int) -> Iterator[Token]:
         stream, ends = self.model.codec.stream(), self.model.config.eos_token_ids
@@ -151,6 +137,20 @@ class LanguageModel:
         """A new conversation."""
         return Session(self)
 
+    def encode(self, prompt: Prompt, position: int = 0) -> list[int]:
+        """Token ids of a prompt that is to follow ``position`` tokens. Raises PromptError if it cannot be run."""
+        ids, limit = self.codec.encode_prompt(prompt), self.config.max_length - position - 1
+        if len(ids) > limit:
+            raise PromptError(
+                explain(
+                    "The prompt",
+                    expected=f"at most {limit} tokens (the context holds {self.config.max_length})",
+                    found=f"{len(ids)} tokens",
+                    todo="Shorten it or open a new session.",
+                )
+            )
+        return ids
+
     def generate(self, prompt: Prompt, max_new_tokens: int = 256) -> Completion:
         """Answers one prompt in a session of its own. Raises PromptError as :meth:`Session.stream`."""
         with self.session() as session:
@@ -160,7 +160,7 @@ class LanguageModel:
         """Answers to many prompts; those of equal length run side by side. Raises PromptError."""
         groups: dict[int, list[tuple[int, list[int]]]] = {}
         for index, prompt in enumerate(prompts):
-            ids = self.session()._checked_ids(prompt)
+            ids = self.encode(prompt)
             groups.setdefault(len(ids), []).append((index, ids))
         answers = [""] * len(prompts)
         for length, group in groups.items():

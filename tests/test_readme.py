@@ -60,7 +60,7 @@ def test_the_demos_table_is_what_was_measured(demo: str) -> None:
         for name in ("teacher", "student", "student-int4")
     }
     assert measured["teacher"]["exact_match"] >= 0.995
-    assert measured["student"]["exact_match"] >= 0.93
+    assert measured["student"]["exact_match"] >= 0.9
     assert measured["student"]["parameters"] <= measured["teacher"]["parameters"] / 4
     assert measured["student-int4"]["bytes"] < measured["student"]["bytes"]
     for title, name in (
