@@ -52,6 +52,8 @@ class Session:
         self.model = model
         self.position = 0
         """Tokens that the states hold."""
+        self.finish_reason: FinishReason = "length"
+        """Why the last answer ended; while one is streamed, ``length``."""
         self._states: States = model.engine.empty_states(batch=1)
 
     def __enter__(self) -> Session:
@@ -81,17 +83,26 @@ class Session:
             last = time.perf_counter()
             first = first if tokens else last
             tokens.append(token)
-        return summarize(self.model, len(ids), tokens, max_new_tokens, first - started, last - first)
+        return Completion(
+            text="".join(token.text for token in tokens),
+            token_ids=tuple(token.token_id for token in tokens),
+            finish_reason=self.finish_reason,
+            prompt_tokens=len(ids),
+            time_to_first_token_ms=(first - started) * 1e3,
+            tokens_per_second=(len(tokens) - 1) / (last - first) if last > first else 0.0,
+        )
 
     def _decode(self, ids: list[int], max_new_tokens: int) -> Iterator[Token]:
         stream, ends = self.model.codec.stream(), self.model.config.eos_token_ids
+        self.finish_reason = "length"
         token_id = self._feed(ids)
-        room = self.model.config.max_length - self.position
-        for index in range(min(max_new_tokens, room)):
+        room = min(max_new_tokens, self.model.config.max_length - self.position)
+        for index in range(room):
             if token_id in ends:
+                self.finish_reason = "stop"
                 return
             yield Token(index, token_id, stream.step(token_id))
-            if index + 1 < min(max_new_tokens, room):
+            if index + 1 < room:
                 token_id = self._feed([token_id])
 
     def _feed(self, ids: list[int]) -> int:
@@ -108,21 +119,6 @@ def _check_budget(max_new_tokens: int) -> None:
         raise ConfigError(
             explain("max_new_tokens", expected="at least 1", found=max_new_tokens, todo="Ask for more tokens.")
         )
-
-
-def summarize(
-    model: LanguageModel, prompt_tokens: int, tokens: list[Token], budget: int, first_s: float, rest_s: float
-) -> Completion:
-    """The completion that streamed tokens make, given the seconds to the first token and from it to the last."""
-    room = min(budget, model.config.max_length - prompt_tokens)
-    return Completion(
-        text="".join(token.text for token in tokens),
-        token_ids=tuple(token.token_id for token in tokens),
-        finish_reason="length" if len(tokens) >= room else "stop",
-        prompt_tokens=prompt_tokens,
-        time_to_first_token_ms=first_s * 1e3,
-        tokens_per_second=(len(tokens) - 1) / rest_s if len(tokens) > 1 and rest_s > 0 else 0.0,
-    )
 
 
 class LanguageModel:

@@ -104,13 +104,10 @@ class Answerer:
                 explain("The prompt", expected="UTF-8 text", found="bytes that are not", todo="Encode it as UTF-8.")
             )
         pieces: list[str] = []
-        room = self._limits.max_new_tokens
         with self._model.session() as session:
             for token in session.stream(prompt, max_new_tokens=self._limits.max_new_tokens):
                 if self.stopped.is_set():
                     return
-                if not pieces:
-                    room = min(room, self._model.config.max_length - session.position)
                 pieces.append(token.text)
                 if token.text:
                     self._listener.token(token.text)
@@ -118,11 +115,11 @@ class Answerer:
             return
         text = "".join(pieces)
         self._listener.text(text)
-        if len(pieces) >= room:
+        if session.finish_reason == "length":
             raise CutAnswerError(
                 explain(
                     "The answer",
-                    expected=f"to end within {room} tokens",
+                    expected=f"to end within {len(pieces)} tokens",
                     found="no end",
                     todo="It is not carried out. Raise the parameter max_new_tokens.",
                 )

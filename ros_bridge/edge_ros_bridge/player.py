@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator
 
-from edge_ros_bridge.motion import STOP, Velocity
+from edge_ros_bridge.motion import Velocity
 
 POLL_S = 0.05
 """How soon a waiting ``add`` notices that it is cancelled."""
@@ -38,7 +38,7 @@ class MotionPlayer:
             except queue.Empty:
                 return None
             velocity = next(self._current, None)
-        self._moving = velocity is not None and velocity != STOP
+        self._moving = velocity is not None and not velocity.is_stop
         return velocity
 
     def stop(self) -> bool:

@@ -54,6 +54,18 @@ def test_a_session_counts_its_context(model: LanguageModel) -> None:
         assert session.position == completion.prompt_tokens + len(completion.token_ids)
 
 
+def test_a_later_answer_that_fills_the_context_is_marked_as_cut(model: LanguageModel) -> None:
+    command = "walk around left thrice"
+    room, length = 3, len(model.codec.encode_prompt(command))
+    with model.session() as session:
+        words = model.config.max_length - room - length - (len(model.codec.encode_prompt("walk")) - 1)
+        session.generate(" ".join(["walk"] * words), max_new_tokens=1)
+        assert session.position == model.config.max_length - room - length
+        completion = session.generate(command)
+    assert len(completion.token_ids) == room
+    assert completion.finish_reason == "length"
+
+
 def test_a_budget_cuts_the_answer_and_says_so(model: LanguageModel) -> None:
     completion = model.generate("walk around left thrice", max_new_tokens=5)
     assert len(completion.token_ids) == 5
