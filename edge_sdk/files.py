@@ -64,7 +64,11 @@ def _exchange(one: Path, other: Path) -> None:
         return
     aside = _beside(other)
     os.rename(other, aside)
-    os.rename(one, other)
+    try:
+        os.rename(one, other)
+    except OSError:
+        os.rename(aside, other)
+        raise
     os.rename(aside, one)
 
 

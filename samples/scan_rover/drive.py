@@ -110,7 +110,7 @@ def _seconds(prompt: str) -> float:
 
 def _has_a_shape(prompt: str) -> bool:
     """Whether the path is more than a straight line."""
-    poses = _path(" ".join(interpret(prompt))).poses
+    poses = _path(interpret(prompt)).poses
     return len({round(pose.x_m, 3) for pose in poses}) > 1 and len({round(pose.y_m, 3) for pose in poses}) > 1
 
 
@@ -197,13 +197,14 @@ def drive_one(client: LanguageClient, prompt: str) -> Drive:
     twists = received("cmd_vel")
     driven = integrate(client.velocities(since_s=sent_s), SPEEDS.rate_hz)
     errors = tuple(str(event.data) for event in received("error"))
-    true, claimed = _path(" ".join(interpret(prompt))), driven if errors else _path(answer)
+    actions = interpret(prompt)
+    true, claimed = _path(actions), driven if errors else _path(answer.split())
     deviation = compare(driven, true)
     return Drive(
         prompt=prompt,
-        expected=" ".join(interpret(prompt)),
+        expected=" ".join(actions),
         answer=answer,
-        correct=answer.split() == interpret(prompt) and deviation.within(),
+        correct=answer.split() == actions and deviation.within(),
         faithful=compare(driven, claimed).within(),
         driven=driven,
         true=true,
@@ -215,8 +216,8 @@ def drive_one(client: LanguageClient, prompt: str) -> Drive:
     )
 
 
-def _path(answer: str) -> RobotPath:
-    return integrate(plan(answer.split(), SPEEDS), SPEEDS.rate_hz)
+def _path(actions: Sequence[str]) -> RobotPath:
+    return integrate(plan(actions, SPEEDS), SPEEDS.rate_hz)
 
 
 def _since(start_s: float, events: Sequence[Event]) -> float | None:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, NemotronHForCausalLM
 
 from edge_export.checkpoint import load_model, read_config, save_model
+from edge_sdk.text import TextCodec
 from places import TEACHER
 from tiny import VARIANTS, make, relative_error
 
@@ -23,20 +24,21 @@ def load_theirs(folder: Path) -> NemotronHForCausalLM:
 
 
 @torch.inference_mode()
-def compare(folder: Path, ids: torch.Tensor, steps: int) -> None:
-    """Prefill of all but ``steps`` tokens, then these one by one with the cache."""
+def errors(folder: Path, ids: torch.Tensor, steps: int) -> list[float]:
+    """Of a whole prefill, of one of all but ``steps`` tokens, and of these one by one with the cache."""
     ours, theirs = load_model(folder).eval(), load_theirs(folder)
-    expected = theirs(ids).logits
-    assert relative_error(ours(ids)[0], expected) <= TOLERANCE
+    found = [relative_error(ours(ids)[0], theirs(ids).logits)]
     prompt = ids.shape[1] - steps
     logits, states = ours(ids[:, :prompt])
     cached = theirs(ids[:, :prompt], use_cache=True)
-    assert relative_error(logits, cached.logits) <= TOLERANCE
+    found.append(relative_error(logits, cached.logits))
     for position in range(prompt, ids.shape[1]):
         token = ids[:, position : position + 1]
         logits, states = ours(token, states)
         cached = theirs(token, past_key_values=cached.past_key_values, use_cache=True)
-        assert relative_error(logits, cached.logits) <= TOLERANCE
+        found.append(relative_error(logits, cached.logits))
+    assert len(found) == 2 + steps
+    return found
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS.keys() - {"tied"}))  # transformers' NemotronH cannot tie
@@ -45,12 +47,12 @@ def test_logits_agree(variant: str, tmp_path: Path) -> None:
     save_model(model, tmp_path / "checkpoint")
     assert read_config(tmp_path / "checkpoint") == model.config
     ids = torch.randint(0, model.config.vocab_size, (2, 150), generator=torch.Generator().manual_seed(1))
-    compare(tmp_path / "checkpoint", ids, steps=20)
+    assert all(error <= TOLERANCE for error in errors(tmp_path / "checkpoint", ids, steps=20))
 
 
 def test_the_shipped_teacher_agrees() -> None:
     ids = torch.randint(5, 24, (4, 100), generator=torch.Generator().manual_seed(2))
-    compare(TEACHER, ids, steps=20)
+    assert all(error <= TOLERANCE for error in errors(TEACHER, ids, steps=20))
 
 
 def test_a_checkpoint_that_transformers_wrote_loads(tmp_path: Path) -> None:
@@ -68,7 +70,5 @@ def test_transformers_reads_the_teachers_tokenizer() -> None:
     message = [{"role": "user", "content": "walk around left"}]
     text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
     assert text == "<s> walk around left =>"
-    from edge_sdk.text import TextCodec
-
     ours = TextCodec(TEACHER).encode_prompt("walk around left")
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == ours

@@ -110,13 +110,13 @@ def _plain(message: String | Twist) -> str | Velocity:
 
 def test_cyclone_asks_and_hears_everything(ros: Ros, scan_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CYCLONEDDS_URI", raising=False)
-    speeds = Speeds(linear_m_s=5.0, angular_rad_s=15.0)
+    speeds, model = Speeds(linear_m_s=5.0, angular_rad_s=15.0), edge_sdk.load(scan_bundle)
     node = ros.node(bundle=scan_bundle, autostart=True, linear_speed=5.0, angular_speed=15.0)
     with node as process:
         peer = CyclonePeer(ros.domain_id)
         peer.wait_until_matched()
         for prompt in ("walk left and jump twice", "look around right"):
-            answer = edge_sdk.load(scan_bundle).generate(prompt).text
+            answer = model.generate(prompt).text
             peer.send(prompt)
             peer.wait(lambda: STOP in peer.received["cmd_vel"] and bool(peer.received["text"]))
             assert peer.received["text"] == [answer]
