@@ -171,8 +171,7 @@ inline Doubles moe(const MoeArgs& a) {
     for (int64_t e = 0; e < a.experts; ++e) {
       if (weights[static_cast<size_t>(e)] == 0.0) continue;
       const Doubles risen = product(a.x + token * a.width, dense(a.up[e]), a.width, a.up[e].out);
-      const Doubles fallen =
-          product(activated(risen, a.activation).data(), dense(a.down[e]), a.intermediate, a.width);
+      const Doubles fallen = product(activated(risen, a.activation).data(), dense(a.down[e]), a.intermediate, a.width);
       for (int64_t i = 0; i < a.width; ++i) {
         y[static_cast<size_t>(token * a.width + i)] += weights[static_cast<size_t>(e)] * fallen[static_cast<size_t>(i)];
       }
@@ -265,8 +264,8 @@ inline Doubles cached_attention(const CachedAttentionArgs& a) {
     for (double& score : scores) total += score = std::exp(score - highest);
     for (int64_t p = begin; p < end; ++p) {
       for (int64_t d = 0; d < a.head_dim; ++d) {
-        mixed[static_cast<size_t>(d)] += scores[static_cast<size_t>(p - begin)] / total *
-                                         at(a.present_value, a.present_value_scale, row + p, d);
+        mixed[static_cast<size_t>(d)] +=
+            scores[static_cast<size_t>(p - begin)] / total * at(a.present_value, a.present_value_scale, row + p, d);
       }
     }
     y.insert(y.end(), mixed.begin(), mixed.end());

@@ -92,8 +92,7 @@ class Mamba2Mixer : public NodeKernel {
 
 void add_mamba2_mixer(std::vector<OperatorType>& types) {
   constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-  for (const auto state :
-       {kFloat, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16}) {
+  for (const auto state : {kFloat, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16}) {
     std::vector<Port> inputs(kPastSsm, Port{kFloat});
     inputs.push_back({state});
     types.push_back({"Mamba2Mixer",

@@ -55,13 +55,15 @@ class MoE : public NodeKernel {
       const auto text = [](const NodeWeight& w) {
         return "(" + std::to_string(w.count()) + ", " + std::to_string(w.in()) + ", " + std::to_string(w.out()) + ")";
       };
-      refuse("The weights of MoE", "up (experts, width, intermediate, twice that if gated) and down (experts, "
-             "intermediate, width)", text(up_) + " and " + text(down_), todo);
+      refuse("The weights of MoE",
+             "up (experts, width, intermediate, twice that if gated) and down (experts, "
+             "intermediate, width)",
+             text(up_) + " and " + text(down_), todo);
     }
     const auto within = [&](const char* name, int64_t value, int64_t highest) {
       if (value >= 1 && value <= highest) return;
-      refuse(std::string("The attribute ") + name + " of MoE", "1 to " + std::to_string(highest),
-             std::to_string(value), todo);
+      refuse(std::string("The attribute ") + name + " of MoE", "1 to " + std::to_string(highest), std::to_string(value),
+             todo);
     };
     within("n_group", args_.n_group, args_.experts);
     if (args_.experts % args_.n_group != 0) {

@@ -75,9 +75,7 @@ struct Candidate {
 const Candidate kCandidates[] = {
     {&kernels_baseline, always},
 #if defined(__x86_64__)
-    {&kernels_avx2, has_avx2},
-    {&kernels_avx512, has_avx512},
-    {&kernels_avx512_bf16, has_avx512_bf16},
+    {&kernels_avx2, has_avx2},   {&kernels_avx512, has_avx512}, {&kernels_avx512_bf16, has_avx512_bf16},
     {&kernels_amx, has_amx},
 #elif defined(__aarch64__)
     {&kernels_neon, always},

@@ -68,8 +68,8 @@ class NodeInfo {
   std::string text(const char* name, const char* otherwise) const;
   bool has_input(size_t index) const;
   std::string input_name(size_t index) const;
-  std::optional<Tensor> constant(size_t index) const;            // none if it is computed or absent
-  Tensor weight(size_t index, const char* name) const;           // refuses one that is not constant
+  std::optional<Tensor> constant(size_t index) const;   // none if it is computed or absent
+  Tensor weight(size_t index, const char* name) const;  // refuses one that is not constant
   PackedStore::Log log() const;
 
  private:

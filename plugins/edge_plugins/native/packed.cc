@@ -65,7 +65,8 @@ void pack(const PackedMatrix& m, const void* weight, const float* scales, uint8_
       if (m.format == Format::kFloat32) {
         std::memcpy(values + (i * kPanel + lane) * 4, static_cast<const uint8_t*>(weight) + at * 4, 4);
       } else if (m.format == Format::kBfloat16) {
-        std::memcpy(values + ((i / 2 * kPanel + lane) * 2 + i % 2) * 2, static_cast<const uint8_t*>(weight) + at * 2, 2);
+        std::memcpy(values + ((i / 2 * kPanel + lane) * 2 + i % 2) * 2, static_cast<const uint8_t*>(weight) + at * 2,
+                    2);
       } else if (m.format == Format::kInt8) {
         values[(i / 4 * kPanel + lane) * 4 + i % 4] =
             static_cast<uint8_t>(static_cast<const int8_t*>(weight)[at] + 128);

@@ -58,9 +58,7 @@ class Reader {
   uint64_t left_;
 };
 
-void write_number(std::string& target, uint64_t value) {
-  target.append(reinterpret_cast<const char*>(&value), 8);
-}
+void write_number(std::string& target, uint64_t value) { target.append(reinterpret_cast<const char*>(&value), 8); }
 
 void write_text(std::string& target, const std::string& text) {
   write_number(target, text.size());
@@ -70,7 +68,7 @@ void write_text(std::string& target, const std::string& text) {
 // Bytes of one matrix as the model stores it.
 uint64_t source_bytes(const PackedMatrix& m) {
   const uint64_t count = static_cast<uint64_t>(m.in) * static_cast<uint64_t>(m.out);
-  return m.format == Format::kFloat32 ? 4 * count
+  return m.format == Format::kFloat32    ? 4 * count
          : m.format == Format::kBfloat16 ? 2 * count
          : m.format == Format::kInt8     ? count
                                          : count / 2;
@@ -115,8 +113,8 @@ PackedWeight PackedStore::get(const PackedRequest& request, const Log& log) {
   Entry entry;
   entry.shape = request.shape;
   entry.shape.half_scales =
-      request.scales != nullptr && fits_float16(request.scales, request.count * request.shape.in /
-                                                                    request.shape.block * request.shape.out);
+      request.scales != nullptr &&
+      fits_float16(request.scales, request.count * request.shape.in / request.shape.block * request.shape.out);
   entry.count = request.count;
   entry.bytes = static_cast<uint64_t>(request.count) * entry.shape.bytes();
   const auto fill = [&](uint8_t* target) { pack_all(request, entry.shape, target); };
@@ -184,8 +182,9 @@ std::string PackedStore::read_index(const uint8_t* file, uint64_t size) {
     const bool inside = entry.offset % 64 == 0 && entry.offset >= sizeof(Header) &&
                         entry.offset <= header.index_offset && entry.bytes <= header.index_offset - entry.offset;
     const bool whole = format <= static_cast<uint64_t>(Format::kInt4) && entry.count > 0 &&
-                       unpackable(entry.shape) == nullptr && entry.bytes / entry.shape.bytes() ==
-                       static_cast<uint64_t>(entry.count) && entry.bytes % entry.shape.bytes() == 0;
+                       unpackable(entry.shape) == nullptr &&
+                       entry.bytes / entry.shape.bytes() == static_cast<uint64_t>(entry.count) &&
+                       entry.bytes % entry.shape.bytes() == 0;
     if (!inside || !whole) throw std::runtime_error("its index contradicts itself");
     existing_index_[name] = entry;
   }
@@ -212,8 +211,8 @@ PackedWeight PackedStore::append(const std::string& name, Entry entry, const std
 void PackedStore::give_up(const std::string& reason, const Log& log) {
   failed_ = true;
   new_file_.reset();
-  log(true, "The packed weights stay in memory and are packed again at the next start: " + reason +
-                ". Give " + path_ + " room on a writable disk, or leave out edge.packed_weights.");
+  log(true, "The packed weights stay in memory and are packed again at the next start: " + reason + ". Give " + path_ +
+                " room on a writable disk, or leave out edge.packed_weights.");
 }
 
 std::string PackedStore::index_bytes() const {
@@ -222,11 +221,10 @@ std::string PackedStore::index_bytes() const {
   write_number(index, new_index_.size());
   for (const auto& [name, entry] : new_index_) {
     write_text(index, name);
-    for (const uint64_t number :
-         {static_cast<uint64_t>(entry.shape.format), static_cast<uint64_t>(entry.shape.half_scales),
-          static_cast<uint64_t>(entry.count), static_cast<uint64_t>(entry.shape.in),
-          static_cast<uint64_t>(entry.shape.out), static_cast<uint64_t>(entry.shape.block), entry.offset,
-          entry.bytes}) {
+    for (const uint64_t number : {static_cast<uint64_t>(entry.shape.format),
+                                  static_cast<uint64_t>(entry.shape.half_scales), static_cast<uint64_t>(entry.count),
+                                  static_cast<uint64_t>(entry.shape.in), static_cast<uint64_t>(entry.shape.out),
+                                  static_cast<uint64_t>(entry.shape.block), entry.offset, entry.bytes}) {
       write_number(index, number);
     }
   }
