@@ -214,6 +214,12 @@ void step(const Mamba2MixerArgs& a, const Parallel& parallel) {
 
 // ---------------------------------------------------------------------------------------------- many tokens
 
+constexpr int64_t kAhead = 8;  // rows; a group's part of proj is a short run in each long row, which no hardware foresees
+
+void prefetch_row(const float* row, int64_t count) {
+  for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(row + i);
+}
+
 // Convolution and SiLU of a range of channels over time; weights and carried inputs stand channel by channel.
 class Convolution {
  public:
@@ -236,16 +242,32 @@ class Convolution {
   // out (positions, count) for positions [start, start + positions).
   void run(int64_t start, int64_t positions, float* out) const {
     for (int64_t t = start; t < start + positions; ++t, out += count_) {
+      prefetch_row(inputs_ + ((t + kAhead) * stride_), count_);
       std::copy_n(bias_, count_, out);
-      for (int64_t tap = 0; tap < kernel_; ++tap) add_tap(t - (kernel_ - 1) + tap, weight_ + (tap * count_), out);
+      int64_t tap = 0;
+      for (; tap + 4 <= kernel_; tap += 4) add_four_taps(t, tap, out);
+      for (; tap < kernel_; ++tap) add_tap(t, tap, out);
       silu_in_place(out, count_);
     }
   }
 
  private:
-  void add_tap(int64_t t, const float* weight, float* out) const {
-    const float* in = t < 0 ? past_ + ((t + kernel_ - 1) * count_) : inputs_ + (t * stride_);
-    for (int64_t c = 0; c < count_; ++c) out[c] += weight[c] * in[c];
+  // The row that a tap reads for position t: one of proj, or a carried one.
+  const float* input(int64_t t, int64_t tap) const {
+    const int64_t from = t - (kernel_ - 1) + tap;
+    return from < 0 ? past_ + ((from + kernel_ - 1) * count_) : inputs_ + (from * stride_);
+  }
+
+  void add_tap(int64_t t, int64_t tap, float* __restrict out) const {
+    const float *x = input(t, tap), *weight = weight_ + (tap * count_);
+    for (int64_t c = 0; c < count_; ++c) out[c] += weight[c] * x[c];
+  }
+
+  // The usual kernel has four taps: one pass instead of four.
+  void add_four_taps(int64_t t, int64_t tap, float* __restrict out) const {
+    const float *x0 = input(t, tap), *x1 = input(t, tap + 1), *x2 = input(t, tap + 2), *x3 = input(t, tap + 3);
+    const float *w0 = weight_ + (tap * count_), *w1 = w0 + count_, *w2 = w1 + count_, *w3 = w2 + count_;
+    for (int64_t c = 0; c < count_; ++c) out[c] += w0[c] * x0[c] + w1[c] * x1[c] + w2[c] * x2[c] + w3[c] * x3[c];
   }
 
   int64_t kernel_, count_, stride_;
@@ -389,6 +411,7 @@ class GroupScan {
     for (int64_t i = 0; i < count; ++i) {
       const float *x = x_of(h, i), *from = y_ + (i * padded_);
       float* y = a_.y + (((batch_ * a_.length) + start + i) * s_.inner) + channel;
+      prefetch_row(proj_row(start + i + kAhead) + channel, a_.head_dim);
       std::copy_n(proj_row(start + i) + channel, a_.head_dim, y);
       silu_in_place(y, a_.head_dim);
       for (int64_t p = 0; p < a_.head_dim; ++p) y[p] *= from[p] + d * x[p];

@@ -149,10 +149,13 @@ void expert_products(const Routes& routes, const PackedMatrix* weights, const Ro
   });
 }
 
+int64_t rows_per_expert(const MoeArgs& a) { return a.tokens * a.top_k / a.experts; }
+
 // The rows of x as `up` wants them, one for each slot.
 Rows gather(Frame& frame, const MoeArgs& a, const Routes& routes, const Parallel& parallel) {
-  const RowsBuffer by_token(frame, a.up[0], a.exact, a.tokens);
-  const RowsBuffer by_slot(frame, a.up[0], a.exact, routes.slots);
+  const Rounding rounding = rounding_for(a.up[0], a.exact, rows_per_expert(a));
+  const RowsBuffer by_token(frame, a.up[0], rounding, a.tokens);
+  const RowsBuffer by_slot(frame, a.up[0], rounding, routes.slots);
   if (!by_slot.rounds()) {
     auto* floats = frame.take<float>(routes.slots * a.width);
     for (int64_t s = 0; s < routes.slots; ++s) {
@@ -179,7 +182,8 @@ void moe(const MoeArgs& args, const Parallel& parallel) {
   auto* active = frame.take<float>(routes.slots * args.intermediate);
   auto* fallen = frame.take<float>(routes.slots * args.width);
   expert_products(routes, args.up, gather(frame, args, routes, parallel), risen, parallel);
-  const RowsBuffer buffer(frame, args.down[0], args.exact, routes.slots);
+  const Rounding rounding = rounding_for(args.down[0], args.exact, rows_per_expert(args));
+  const RowsBuffer buffer(frame, args.down[0], rounding, routes.slots);
   parallel(static_cast<size_t>(routes.slots), [&](size_t index) {
     const int64_t slot = static_cast<int64_t>(index);
     float* row = active + (slot * args.intermediate);

@@ -9,11 +9,11 @@ namespace edge::EDGE_ISA {
 
 // Registers that hold one tile of the result: rows times vectors.
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kTileRows = 6;
-constexpr int kTileVectors = 4;
+constexpr int kSumRows = 6;
+constexpr int kSumVectors = 4;
 #else
-constexpr int kTileRows = 6;
-constexpr int kTileVectors = 2;
+constexpr int kSumRows = 6;
+constexpr int kSumVectors = 2;
 #endif
 
 // c = a b, or c += a b. Row-major; rows of a lie a_stride floats apart, and so on.
@@ -65,8 +65,8 @@ inline void multiply_last_rows(const Product& p, int64_t row, int64_t column) {
 template <int kVectors>
 inline void multiply_columns(const Product& p, int64_t column) {
   int64_t row = 0;
-  for (; row + kTileRows <= p.rows; row += kTileRows) multiply_tile<kTileRows, kVectors>(p, row, column);
-  multiply_last_rows<kTileRows - 1, kVectors>(p, row, column);
+  for (; row + kSumRows <= p.rows; row += kSumRows) multiply_tile<kSumRows, kVectors>(p, row, column);
+  multiply_last_rows<kSumRows - 1, kVectors>(p, row, column);
 }
 
 template <int kVectors>
@@ -80,10 +80,10 @@ inline void multiply_last_columns(const Product& p, int64_t column) {
 }  // namespace detail
 
 [[gnu::noinline]] inline void multiply(const Product& p) {
-  constexpr int64_t step = kTileVectors * kWidth;
+  constexpr int64_t step = kSumVectors * kWidth;
   int64_t column = 0;
-  for (; column + step <= p.columns; column += step) detail::multiply_columns<kTileVectors>(p, column);
-  detail::multiply_last_columns<kTileVectors - 1>(p, column);
+  for (; column + step <= p.columns; column += step) detail::multiply_columns<kSumVectors>(p, column);
+  detail::multiply_last_columns<kSumVectors - 1>(p, column);
 }
 
 }  // namespace edge::EDGE_ISA

@@ -8,22 +8,30 @@
 #include <algorithm>
 #include <cmath>
 
+#include "amx.h"
 #include "multiply.h"
 #include "packed.h"
 #include "scratch.h"
 
 namespace edge::EDGE_ISA {
 
-// How token rows are kept while they are multiplied.
-enum class Rounding { kNone, kInt8, kBfloat16 };
+// How token rows are kept while they are multiplied; kTiles is bfloat16 for AMX.
+enum class Rounding { kNone, kInt8, kBfloat16, kTiles };
 
-inline Rounding rounding_for(const PackedMatrix& weight, bool exact) {
-  if (exact) return Rounding::kNone;
+constexpr int64_t kTileRows = 32;  // rows that AMX multiplies at once; for fewer it does not pay
+
+// `rows` is about how many rows meet one matrix.
+inline Rounding rounding_for(const PackedMatrix& weight, bool exact, [[maybe_unused]] int64_t rows) {
+  if (exact || weight.format == Format::kFloat32) return Rounding::kNone;
+#if defined(EDGE_AMX)
+  if (rows >= kTileRows && weight.in % amx::kTileDepth == 0) return Rounding::kTiles;
+#endif
   if (weight.quantized()) return Rounding::kInt8;
 #if defined(__AVX512BF16__)
-  if (weight.format == Format::kBfloat16) return Rounding::kBfloat16;
-#endif
+  return Rounding::kBfloat16;
+#else
   return Rounding::kNone;
+#endif
 }
 
 // Token rows, rounded for one weight format.
@@ -78,16 +86,17 @@ inline float round_block(const float* x, int64_t block, int8_t* q, int32_t* tota
 // Rounds (tokens, in) floats into memory of the frame; tokens are independent of each other.
 class RowsBuffer {
  public:
-  RowsBuffer(Frame& frame, const PackedMatrix& weight, bool exact, int64_t tokens)
+  RowsBuffer(Frame& frame, const PackedMatrix& weight, Rounding rounding, int64_t tokens)
       : offset_(detail::offset_of(weight.format)), block_(weight.block) {
-    rows_ = {rounding_for(weight, exact), weight.in, weight.quantized() ? weight.in / weight.block : 0,
+    rows_ = {rounding, weight.in, weight.quantized() ? weight.in / weight.block : 0,
              nullptr, nullptr, nullptr, nullptr, nullptr};
-    if (rows_.rounding == Rounding::kInt8) {
+    if (rounding == Rounding::kInt8) {
       rows_.bytes = bytes_ = frame.take<int8_t>(tokens * weight.in);
       rows_.scales = scales_ = frame.take<float>(tokens * rows_.blocks);
       rows_.starts = starts_ = frame.take<int32_t>(tokens * rows_.blocks);
-    } else if (rows_.rounding == Rounding::kBfloat16) {
-      rows_.bfloat16s = bfloat16s_ = frame.take<uint16_t>(tokens * weight.in);
+    } else if (rounding != Rounding::kNone) {
+      rows_.bfloat16s = bfloat16s_ = frame.take<uint16_t>((tokens + kTileRows) * weight.in);
+      std::fill_n(bfloat16s_ + (tokens * weight.in), kTileRows * weight.in, uint16_t{0});  // tiles are read whole
     }
   }
 
@@ -103,7 +112,7 @@ class RowsBuffer {
         scales_[slot] = detail::round_block(x + (b * block_), block_, bytes_ + at + (b * block_), &total);
         starts_[slot] = -offset_ * total;
       }
-    } else if (rows_.rounding == Rounding::kBfloat16) {
+    } else if (rounds()) {
       int64_t i = 0;
       for (; i + kWidth <= rows_.in; i += kWidth) store(bfloat16s_ + at + i, round_to_bfloat16(load(x + i)));
       for (; i < rows_.in; ++i) bfloat16s_[at + i] = float_to_bfloat16(x[i]);
@@ -355,6 +364,44 @@ inline void bfloat16_panel(const uint8_t* values, const Rows& x, int64_t tokens,
 }
 #endif
 
+#if defined(EDGE_AMX)
+// Expands `inputs` inputs of a panel to (inputs / 2, 64, 2) bfloat16.
+inline void expand_to_bfloat16(const PackedMatrix& w, const uint8_t* values, const uint8_t* scales, int64_t k,
+                               int64_t inputs, float* floats, uint16_t* out) {
+  expand_integers(w, values, scales, k, inputs, floats);
+  for (int64_t i = 0; i < inputs; i += 2, floats += 2 * kPanel, out += 2 * kPanel) {
+    for (int64_t column = 0; column < kPanel; column += kWidth) {
+      const Uints low = __builtin_convertvector(round_to_bfloat16(load(floats + column)), Uints);
+      const Uints high = __builtin_convertvector(round_to_bfloat16(load(floats + kPanel + column)), Uints);
+      store(out + (2 * column), low | (high << 16));
+    }
+  }
+}
+
+// sums has room for whole tiles.
+inline void amx_panel(const PackedMatrix& w, const uint8_t* values, const uint8_t* scales, const Rows& x,
+                      int64_t tokens, float* sums) {
+  Frame frame;
+  [[maybe_unused]] const amx::Configured configured;
+  const bool expand = w.quantized();
+  auto* floats = expand ? frame.take<float>(kChunk * kPanel) : nullptr;
+  auto* expanded = expand ? frame.take<uint16_t>(kChunk * kPanel) : nullptr;
+  for (int64_t k = 0; k < w.in; k += kChunk) {
+    const int64_t inputs = std::min(kChunk, w.in - k);
+    const uint16_t* right = reinterpret_cast<const uint16_t*>(values) + (k * kPanel);
+    if (expand) {
+      expand_to_bfloat16(w, values, scales, k, inputs, floats, expanded);
+      right = expanded;
+    }
+    for (int64_t row = 0; row < tokens; row += kTileRows) {
+      for (int64_t column = 0; column < kPanel; column += 2 * amx::kTile) {
+        amx::multiply_32x32(x.bfloat16s + (row * x.in) + k, x.in, right, inputs, column, sums + (row * kPanel));
+      }
+    }
+  }
+}
+#endif
+
 }  // namespace detail
 
 // y (tokens, out; rows y_stride floats apart) = x W for the outputs of one panel.
@@ -366,11 +413,15 @@ inline void panel_product(const PackedMatrix& w, int64_t panel, const Rows& x, i
   for (int64_t token = 0; token < tokens; token += detail::kRowsAtOnce) {
     Frame frame;
     const int64_t count = std::min(detail::kRowsAtOnce, tokens - token);
-    auto* sums = frame.take<float>(count * kPanel);
+    auto* sums = frame.take<float>((count + kTileRows) * kPanel);
     std::fill_n(sums, count * kPanel, 0.0f);
     const Rows part = x.from(token);
     if (x.rounding == Rounding::kInt8) {
       detail::dot_panel(w, values, scales, part, count, sums);
+#if defined(EDGE_AMX)
+    } else if (x.rounding == Rounding::kTiles) {
+      detail::amx_panel(w, values, scales, part, count, sums);
+#endif
 #if defined(__AVX512BF16__)
     } else if (x.rounding == Rounding::kBfloat16) {
       detail::bfloat16_panel(values, part, count, sums);

@@ -159,7 +159,13 @@ inline void store_float16(void* to, Floats v) {
 }
 
 inline Floats load_int8(const void* from) {
+#if defined(__AVX512F__)
+  return to_floats(Ints(_mm512_maskz_cvtepi8_epi32(0xffff, load<__m128i>(from))));
+#elif defined(__AVX2__)
+  return to_floats(Ints(_mm256_cvtepi8_epi32(_mm_loadu_si64(from))));
+#else
   return to_floats(__builtin_convertvector(load<Bytes>(from), Ints));
+#endif
 }
 
 // Dot products of four bytes per lane. On Arm without mixed-sign products the weights must be signed as well.

@@ -8,7 +8,7 @@ void qlinear(const QLinearArgs& args, const Parallel& parallel) {
   if (args.tokens == 0) return;
   const PackedMatrix& w = *args.weight;
   Frame frame;
-  const RowsBuffer buffer(frame, w, args.exact, args.tokens);
+  const RowsBuffer buffer(frame, w, rounding_for(w, args.exact, args.tokens), args.tokens);
   if (buffer.rounds()) {
     constexpr int64_t rows = 16;
     parallel(static_cast<size_t>((args.tokens + rows - 1) / rows), [&](size_t task) {
