@@ -177,7 +177,7 @@ constexpr bool kSignedWeights = false;
 
 // Four activations, int8, to be multiplied with four weights in every lane.
 struct FourBytes {
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
   Ints bytes;
   explicit FourBytes(const int8_t* x) : bytes(splat(load<int32_t>(x))) {}
 #elif defined(__x86_64__)
@@ -191,7 +191,7 @@ struct FourBytes {
 #endif
 };
 
-#if defined(__x86_64__) && !defined(__AVX512VNNI__)
+#if defined(__x86_64__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
 inline Ints multiply_add_pairs(Ints a, Ints b) {
 #if defined(__AVX2__)
   return Ints(_mm256_madd_epi16(__m256i(a), __m256i(b)));
@@ -205,6 +205,8 @@ inline Ints multiply_add_pairs(Ints a, Ints b) {
 inline Ints dot4(Ints sums, Ints weights, FourBytes x) {
 #if defined(__AVX512VNNI__)
   return Ints(_mm512_dpbusd_epi32(__m512i(sums), __m512i(weights), __m512i(x.bytes)));
+#elif defined(__AVXVNNI__)
+  return Ints(_mm256_dpbusd_avx_epi32(__m256i(sums), __m256i(weights), __m256i(x.bytes)));
 #elif defined(__x86_64__)
   const Ints even = weights & 0x00ff00ff;
   const Ints odd = Ints((Uints(weights) >> 8) & 0x00ff00ffu);
