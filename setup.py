@@ -1,11 +1,27 @@
-"""Packaging: three rooms in one distribution. The ROS 2 room, ros_bridge/, is an ament package of its own."""
+"""Packaging: three rooms in one distribution. The ROS 2 room, ros_bridge/, is an ament package of its own.
 
+The operators' kernels (plugins/CMakeLists.txt) are compiled into edge_plugins/native, and left out where that fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar, TextIO
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "edge_sdk" / "__init__.py").read_text(encoding="utf-8"))[1]
 
 ROOMS = {"edge_sdk": ".", "edge_plugins": "plugins", "edge_export": "export"}
@@ -41,6 +57,120 @@ EXTRAS = {
     "control": [],
 }
 
+PACKAGE = Path("edge_plugins", "native")
+LIBRARY = "libedge_plugins_ort.so"
+LOG = "build.log"
+MODULE = "_native" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so")
+
+
+class BuildNative(build_ext):
+    """Compiles the kernels into the package.
+
+    Environment: ``EDGE_SDK_REQUIRE_NATIVE=1`` makes a failed compile an error (or ``--require-native``);
+    ``EDGE_SDK_CMAKE_ARGS`` is handed to CMake, such as ``-DEDGE_ISAS=baseline``; ``CXX`` chooses the compiler.
+    """
+
+    user_options: ClassVar = [*build_ext.user_options, ("require-native", None, "a failed compile is an error")]
+    boolean_options: ClassVar = [*build_ext.boolean_options, "require-native"]
+
+    def initialize_options(self) -> None:
+        """Reads the environment, which pip hands through where it has no flag of ours."""
+        super().initialize_options()
+        self.require_native = os.environ.get("EDGE_SDK_REQUIRE_NATIVE", "") == "1"
+
+    def run(self) -> None:
+        """Compiles; on failure leaves the log in the package and says so once."""
+        in_source = self.inplace or getattr(self, "editable_mode", False)
+        target = HERE / "plugins" / PACKAGE if in_source else Path(self.build_lib).absolute() / PACKAGE
+        target.mkdir(parents=True, exist_ok=True)
+        log = target / LOG
+        with one_at_a_time(build_folder()) as folder:
+            try:
+                with log.open("w", encoding="utf-8") as output:
+                    compile_into(folder, target, output)
+                log.unlink()
+            except (OSError, subprocess.CalledProcessError) as error:
+                with log.open("a", encoding="utf-8") as output:
+                    output.write(f"\n{error}\n")
+                self.complain(target, error)
+
+    def complain(self, target: Path, error: Exception) -> None:
+        """One warning, or an error where the kernels are required."""
+        for stale in (LIBRARY, MODULE):
+            (target / stale).unlink(missing_ok=True)  # older than the sources
+        if self.require_native:
+            sys.stderr.write((target / LOG).read_text(encoding="utf-8", errors="replace"))
+            raise SystemExit(f"The native kernels did not compile: {error}")
+        self.warn(
+            "The native kernels did not compile; everything works without them, on the operators' function bodies, but "
+            f"slower. The compiler's error: cat {shlex.quote(str(target / LOG))} (or the installed "
+            f"{PACKAGE / LOG}), or install with EDGE_SDK_REQUIRE_NATIVE=1."
+        )
+
+    def get_outputs(self) -> list[str]:
+        """The files that exist after :meth:`run`."""
+        folder = Path(self.build_lib) / PACKAGE
+        return [str(folder / name) for name in (LIBRARY, MODULE, LOG) if (folder / name).exists()]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        """Built file -> file in the source, for strict editable installs."""
+        return {}
+
+    def get_source_files(self) -> list[str]:
+        """What a source distribution needs to build this."""
+        files = [path for path in (HERE / "plugins").rglob("*") if path.suffix in (".cc", ".h", ".map")]
+        return [str(path.relative_to(HERE)) for path in [*files, HERE / "plugins" / "CMakeLists.txt"]]
+
+
+def build_folder() -> Path:
+    """Where the objects are kept between installs; settings from outside get a folder of their own."""
+    settings = " ".join(os.environ.get(name, "") for name in ("CXX", "EDGE_SDK_CMAKE_ARGS")).strip()
+    suffix = "-" + hashlib.sha256(settings.encode()).hexdigest()[:8] if settings else ""
+    return HERE / "build" / f"native-{sysconfig.get_platform()}{suffix}"
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[Path]:
+    """Several installs of one checkout, side by side, compile once: the others wait and find it done."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
+def python_headers(folder: Path) -> list[str]:
+    """Folders of pybind11 and Python.h; none where one is missing, which leaves out the module but not the library."""
+    python = Path(sysconfig.get_paths()["include"])
+    try:
+        import pybind11
+    except ImportError:
+        return []
+    if not (python / "Python.h").exists():
+        return []
+    # pip unpacks pybind11 anew for every install: a copy of our own keeps the module from being compiled every time.
+    headers = folder / f"pybind11-{pybind11.__version__}"
+    if not headers.exists():
+        shutil.copytree(pybind11.get_include(), headers)
+    return [str(headers), str(python)]
+
+
+def compile_into(folder: Path, target: Path, output: TextIO) -> None:
+    """Configures, builds and installs. Raises CalledProcessError or OSError."""
+    if sys.platform != "linux":
+        raise OSError(f"The kernels are for Linux, this is {sys.platform}")
+    configure = ["cmake", "-S", str(HERE / "plugins"), "-B", str(folder), "-G", "Ninja"]
+    configure += [f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}", f"-DCMAKE_INSTALL_PREFIX={target}"]
+    configure += [
+        f"-DEDGE_PYTHON_INCLUDE={';'.join(python_headers(folder))}",
+        f"-DEDGE_PYTHON_SUFFIX={MODULE.removeprefix('_native')}",
+    ]
+    configure += shlex.split(os.environ.get("EDGE_SDK_CMAKE_ARGS", ""))
+    for command in (configure, ["cmake", "--build", str(folder)], ["cmake", "--install", str(folder), "--strip"]):
+        subprocess.run(command, check=True, stdout=output, stderr=subprocess.STDOUT)
+
+
 packages = [
     package
     for room, folder in ROOMS.items()
@@ -57,7 +187,13 @@ setup(
     python_requires=">=3.10",
     packages=packages,
     package_dir={room: f"{folder}/{room}".removeprefix("./") for room, folder in ROOMS.items()},
-    package_data={"edge_sdk": ["py.typed"], "edge_plugins": ["py.typed"], "edge_export": ["py.typed"]},
+    package_data={
+        "edge_sdk": ["py.typed"],
+        "edge_plugins": ["py.typed", "native/_native.pyi"],
+        "edge_export": ["py.typed"],
+    },
+    ext_modules=[Extension("edge_plugins.native._native", sources=[])],
+    cmdclass={"build_ext": BuildNative},
     install_requires=["jinja2>=3.1", "msgspec>=0.19", "numpy>=1.26", "tokenizers>=0.21"],
     extras_require=EXTRAS,
     entry_points={

@@ -1,0 +1,34 @@
+"""The operators' CPU kernels: a custom-op library for ONNX Runtime, and ``_native``, the same on NumPy arrays.
+
+Both are compiled by ``pip install``, from plugins/CMakeLists.txt. Where that failed everything runs on the operators'
+function bodies, and :func:`missing_reason` says why.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+HERE = Path(__file__).parent
+LIBRARY = HERE / "libedge_plugins_ort.so"
+BUILD_LOG = HERE / "build.log"
+"""What the compiler said where it failed."""
+
+
+@cache
+def native_library() -> Path | None:
+    """The library with the operators' kernels, for ``SessionOptions.register_custom_ops_library``; None without one.
+
+    It reads session configuration entries as it is registered, so add these before: ``edge.exact`` (``1`` keeps
+    activations in float32; default ``0``), ``edge.isa`` (an instruction set; default ``auto``),
+    ``edge.packed_weights`` (a file that keeps the packed weights; default none) and ``edge.packed_key`` (a text that
+    only these weights have, such as their sha256; a file of another key is made anew).
+    """
+    return LIBRARY if LIBRARY.exists() else None
+
+
+def missing_reason() -> str:
+    """Why there is no :func:`native_library`, and what to do."""
+    if BUILD_LOG.exists():
+        return f"The native kernels did not compile at installation: the compiler's error is in {BUILD_LOG}."
+    return "The native kernels were not compiled: install Edge SDK with `pip install .`, not by copying its files."
