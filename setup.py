@@ -44,8 +44,10 @@ EXTRAS = {
         "typer>=0.15",
     ],
     "test": [
+        "cmake>=3.20",
         "cyclonedds==11.0.1",
         "hypothesis>=6.100",
+        "ninja>=1.11",
         "pytest>=8.0",
         "transformers>=5.20",
     ],
