@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from builds import build, need
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")

@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from builds import build, need
 
+from builds import build, need
 from places import ROOT
 
 TOOLCHAIN = ROOT / "plugins" / "toolchain-aarch64.cmake"
