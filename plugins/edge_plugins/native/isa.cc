@@ -25,6 +25,12 @@ bool has_avx2() {
   return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
+bool has_avxvnni() {
+  constexpr unsigned kAvxVnni = 1u << 4;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & kAvxVnni) != 0;
+}
+
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -62,8 +68,8 @@ bool has_i8mm() {
 
 // Weak: those that this build left out are null.
 #define EDGE_WEAK extern const Kernels __attribute__((weak))
-EDGE_WEAK kernels_baseline, kernels_avx2, kernels_avx512, kernels_avx512_bf16, kernels_amx;
-EDGE_WEAK kernels_neon, kernels_dotprod, kernels_i8mm;
+EDGE_WEAK kernels_baseline, kernels_avx2, kernels_avxvnni, kernels_avx512, kernels_avx512_bf16, kernels_amx;
+EDGE_WEAK kernels_neon, kernels_dotprod, kernels_i8mm, kernels_amx_emulated;
 
 namespace {
 
@@ -72,17 +78,27 @@ struct Candidate {
   bool (*usable)();
 };
 
+// Slowest first. The emulation is in test builds only.
+// clang-format off
 const Candidate kCandidates[] = {
-    {&kernels_baseline, always},
 #if defined(__x86_64__)
-    {&kernels_avx2, has_avx2},   {&kernels_avx512, has_avx512}, {&kernels_avx512_bf16, has_avx512_bf16},
+    {&kernels_amx_emulated, has_avx2},
+    {&kernels_baseline, always},
+    {&kernels_avx2, has_avx2},
+    {&kernels_avxvnni, has_avxvnni},
+    {&kernels_avx512, has_avx512},
+    {&kernels_avx512_bf16, has_avx512_bf16},
     {&kernels_amx, has_amx},
 #elif defined(__aarch64__)
+    {&kernels_amx_emulated, always},
     {&kernels_neon, always},
     {&kernels_dotprod, has_dotprod},
     {&kernels_i8mm, has_i8mm},
+#else
+    {&kernels_baseline, always},
 #endif
 };
+// clang-format on
 
 }  // namespace
 
