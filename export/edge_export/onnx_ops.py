@@ -48,10 +48,12 @@ def moe(
     correction_bias: Tensor,
     *weights: Tensor,
     norm_topk_prob: bool,
+    activation: str = "relu2",
     block_size: int | None = None,
     **attributes: Any,
 ) -> Tensor:
     """An ``edge::MoE`` node; with ``block_size`` the weights are up, down, up_scales, down_scales."""
+    attributes["activation"] = activation
     attributes["norm_topk_prob"] = int(norm_topk_prob)
     attributes["routed_scaling_factor"] = float(attributes["routed_scaling_factor"])
     if block_size is not None:

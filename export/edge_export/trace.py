@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from edge_export.quantize import INT4_SUFFIX
 from edge_export.torch_model import HybridLM, States
@@ -79,9 +79,7 @@ def _finish(proto: ModelProto, config: ModelConfig) -> None:
     for node in proto.graph.node:
         if node.domain == DOMAIN:
             operator = OPERATORS[node.op_type]
-            variants.setdefault(node.op_type, set()).add(
-                operator.variant_of({attribute.name: attribute for attribute in node.attribute})
-            )
+            variants.setdefault(node.op_type, set()).add(operator.variant_of(_attributes(node), len(node.input)))
     for name, found in sorted(variants.items()):
         if len(found) > 1:
             raise CheckpointError(
@@ -102,6 +100,12 @@ def _finish(proto: ModelProto, config: ModelConfig) -> None:
             assert value.name == spec.name
             element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
             value.CopyFrom(onnx.helper.make_tensor_value_info(spec.name, element, spec.shape))
+
+
+def _attributes(node: NodeProto) -> dict[str, object]:
+    """A node's attributes by name, strings decoded."""
+    values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
 
 
 def save(proto: ModelProto, path: Path, weights_name: str) -> None:
