@@ -53,7 +53,7 @@ def mamba2_mixer(
     y = y.reshape(batch, length, inner) * F.silu(z.float())
     y = F.rms_norm(y.view(batch, length, groups, inner // groups), (inner // groups,), eps=eps)
     y = y.reshape(batch, length, inner).to(proj.dtype) * norm_weight
-    return y, present_conv, present_ssm.reshape(past_ssm.shape)
+    return y, present_conv, present_ssm.reshape(past_ssm.shape).to(past_ssm.dtype)
 
 
 def _causal_conv(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """The operators of domain ``edge``: one folder each, which holds everything about it."""
 
+from edge_plugins.native import native_library
 from edge_plugins.operator import DOMAIN, OPSET_VERSION, Operator
 from edge_plugins.registry import OPERATORS
 
-__all__ = ["DOMAIN", "OPERATORS", "OPSET_VERSION", "Operator"]
+__all__ = ["DOMAIN", "OPERATORS", "OPSET_VERSION", "Operator", "native_library"]

@@ -25,6 +25,12 @@ def expected_of(operator: Operator, case: Case) -> Outputs:
         return operator.reference(**case.inputs, **case.attributes)
 
 
+def output_dtype(case: Case, name: str) -> np.dtype[Any]:
+    """A present state is stored as the past one; everything else is float32."""
+    past = case.inputs.get(name.replace("present_", "past_", 1))
+    return FLOAT32 if past is None else past.dtype
+
+
 def as_model(operator: Operator, case: Case, *, sized: bool = False) -> onnx.ModelProto:
     """A model of one node and its function. Weights are constants; all sizes are dynamic unless ``sized``.
 
@@ -50,8 +56,7 @@ def as_model(operator: Operator, case: Case, *, sized: bool = False) -> onnx.Mod
         node_inputs.append(inside)
     node_outputs = []
     for name, expected in zip(operator.outputs_of(case.variant), expected_of(operator, case)):
-        past = case.inputs.get(name.replace("present_", "past_", 1))
-        inside, info = value(name, FLOAT32 if past is None else past.dtype, expected.shape)
+        inside, info = value(name, output_dtype(case, name), expected.shape)
         outputs.append(info)
         if inside != name:
             after.append(helper.make_node("Cast", [inside], [name], to=TensorProto.FLOAT))

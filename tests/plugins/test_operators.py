@@ -16,7 +16,7 @@ from edge_plugins import OPERATORS, Operator
 from edge_plugins.cached_attention import op as cached_attention
 from edge_plugins.mamba2_mixer import op as mamba2_mixer
 from edge_plugins.operator import Array, Case
-from matrix import RUNNERS, Outputs, Run, as_model, expected_of, why_not
+from matrix import BFLOAT16, FLOAT32, RUNNERS, Outputs, Run, as_model, expected_of, output_dtype, why_not
 
 CASES = [
     pytest.param(operator, case, id=f"{operator.name}-{case.name}")
@@ -39,6 +39,8 @@ def assert_agree(operator: Operator, case: Case, found: Outputs, expected: Outpu
     names = operator.outputs_of(case.variant)
     assert len(found) == len(expected) == len(names)
     for name, got, want in zip(names, found, expected):
+        dtype = output_dtype(case, name)
+        assert got.dtype == (FLOAT32 if dtype == BFLOAT16 else dtype)
         spoilt = [] if case.poisoned_row is None else [case.poisoned_row]
         got_rows, want_rows = (np.delete(array, spoilt, axis=0) for array in (got, want))
         assert_close(got_rows, want_rows.astype(np.float64), case.tolerances.get(name, operator.tolerance))
