@@ -70,6 +70,21 @@ def test_a_copy_goes_its_own_way(engine: OrtEngine) -> None:
     )
 
 
+def test_rows_may_hold_different_lengths(engine: OrtEngine) -> None:
+    ids, next_ids = token_ids(2, 12), token_ids(2, 4)
+    both, lengths = engine.empty_states(2), (5, 12)
+    expected = []
+    for row, length in enumerate(lengths):
+        one = engine.empty_states(1)
+        engine.step(ids[row : row + 1, :length], one, logits="none")
+        for alone, together in zip(one.sets[one.turn], both.sets[both.turn]):
+            together[row] = alone[0]
+        expected.append(engine.step(next_ids[row : row + 1], one, logits="all").copy())
+    both.past_length[:] = lengths
+    np.testing.assert_allclose(engine.step(next_ids, both, logits="all"), np.concatenate(expected), atol=CLOSE)
+    assert both.past_length.tolist() == [9, 16]
+
+
 def test_caches_grow_without_changing_the_answer(engine: OrtEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = token_ids(2, 60)
     expected = whole(engine, ids)
