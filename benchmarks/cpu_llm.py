@@ -29,7 +29,7 @@ import numpy as np
 
 from edge_sdk.bundle import GRAPH
 from llm_contenders import DECODE, PREFILL, Contender, LlamaBench, Sample, Task, Worker
-from machine import processor, read_bandwidth
+from machine import busy, processor, read_bandwidth
 
 COUNTERPARTS = {"int4": "Q4_0", "int8": "Q8_0", "bfloat16": "F16"}
 """llama.cpp's format that each of ours is compared with, where decode reads the weights."""
@@ -79,6 +79,8 @@ class Results:
         self.samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
         self.bandwidths: list[float] = []
         """How fast the memory was read before each round, in bytes per second."""
+        self.disturbances: list[float] = []
+        """Share of the cores that other processes kept busy before each round, while all contenders waited."""
 
     @property
     def bandwidth(self) -> float:
@@ -147,6 +149,7 @@ def measure(options: argparse.Namespace) -> Results:
         check(contenders, tasks)
         results = Results(contenders)
         for number in range(1, options.rounds + 1):
+            results.disturbances.append(busy(1.0))
             results.bandwidths.append(read_bandwidth(options.threads))
             for contender in contenders:
                 started = time.perf_counter()
@@ -176,7 +179,8 @@ def report(results: Results, options: argparse.Namespace) -> Iterable[str]:
     software = [platform.system(), f"Python {platform.python_version()}", *versions]
     yield f"{processor()}, {options.threads} threads, {datetime.date.today()}; {', '.join(software)}."
     yield f"Medians of {options.rounds} interleaved rounds; step times over the steps of all rounds."
-    yield f"Memory read by {options.threads} threads at {results.bandwidth / 1e9:.1f} GB/s.\n"
+    yield f"Memory read by {options.threads} threads at {results.bandwidth / 1e9:.1f} GB/s. Before the rounds other"
+    yield f"processes kept {min(results.disturbances):.0%} to {max(results.disturbances):.0%} of the cores busy.\n"
     for context in options.contexts:
         yield from results.table(context, options.prefill, options.decode)
         yield ""

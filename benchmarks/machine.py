@@ -21,6 +21,21 @@ def processor() -> str:
     return f"{names[0]}, {len(names)} cores" if names else platform.machine()
 
 
+def busy(seconds: float) -> float:
+    """Share of all cores' time that was used, by whatever runs, while this process slept for so long."""
+
+    def ticks() -> tuple[int, int]:
+        user, nice, system, idle, waiting, *others = map(
+            int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
+        )
+        return user + nice + system + sum(others), idle + waiting
+
+    used, idle = ticks()
+    time.sleep(seconds)
+    used, idle = (after - before for after, before in zip(ticks(), (used, idle)))
+    return used / max(1, used + idle)
+
+
 def read_bandwidth(threads: int) -> float:
     """Bytes per second that so many threads read from memory: each reduces a buffer by a bitwise or; best of 5."""
     # np.full and not np.zeros, whose pages would all be the one page of zeros
