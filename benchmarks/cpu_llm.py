@@ -22,12 +22,13 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
 
 from edge_sdk.bundle import GRAPH
+from edge_sdk.errors import ConfigError, EdgeError, explain
 from llm_contenders import DECODE, PREFILL, Contender, LlamaBench, Sample, Task, Worker
 from machine import busy, processor, read_bandwidth
 
@@ -163,13 +164,19 @@ def check(contenders: Sequence[Contender], tasks: Sequence[Task]) -> None:
     """Refuses contenders that cannot be told apart and tasks longer than a model's context."""
     names = [contender.name for contender in contenders]
     if len(set(names)) < len(names):
-        raise SystemExit(f"Contenders: expected one of each name, found {names}. Measure bundles of one model only.")
+        raise ConfigError(
+            explain("Contenders", expected="different names", found=names, todo="Measure one model only.")
+        )
     longest = max(task.context + task.tokens for task in tasks)
     for contender in contenders:
         if isinstance(contender, Worker) and contender.hello.max_length < longest:
-            raise SystemExit(
-                f"{contender.path}: expected a context of {longest} tokens, found {contender.hello.max_length}. "
-                "Choose shorter --contexts, --prefill and --decode."
+            raise ConfigError(
+                explain(
+                    str(contender.path),
+                    expected=f"a context of {longest} tokens",
+                    found=contender.hello.max_length,
+                    todo="Choose shorter --contexts, --prefill and --decode.",
+                )
             )
 
 
@@ -190,9 +197,9 @@ def report(results: Results, options: argparse.Namespace) -> Iterable[str]:
 def run(options: argparse.Namespace) -> None:
     """The subcommand ``run``."""
     if not options.ours and not options.transformers and not options.gguf:
-        raise SystemExit("Contenders: expected some, found none. Give --ours, --transformers or --gguf.")
+        raise ConfigError(explain("Contenders", expected="some", found="none", todo="Give --ours or --gguf."))
     if options.gguf and options.llama_bench is None:
-        raise SystemExit("--gguf: expected --llama-bench with it, found none. Give the program's path.")
+        raise ConfigError(explain("--gguf", expected="--llama-bench with it", found="none", todo="Give its path."))
     results = measure(options)
     print("\n".join(report(results, options)))
     if options.json:
@@ -205,7 +212,10 @@ def make(options: argparse.Namespace) -> None:
     import llm_checkpoints
 
     if options.size not in llm_checkpoints.SIZES:
-        raise SystemExit(f"--size: expected one of {list(llm_checkpoints.SIZES)}, found {options.size}.")
+        known = ", ".join(llm_checkpoints.SIZES)
+        raise ConfigError(
+            explain("--size", expected=f"one of {known}", found=options.size, todo="Choose one of these.")
+        )
     started = time.perf_counter()
     parameters = llm_checkpoints.make(options.folder, options.size)
     print(f"{options.folder}: {parameters:,} parameters in {time.perf_counter() - started:.1f} s")
@@ -215,6 +225,9 @@ def export(options: argparse.Namespace) -> None:
     """The subcommand ``export``."""
     from edge_export.pack import WeightFormat, export_graph, make_bundle
 
+    if options.weights not in get_args(WeightFormat):
+        known = ", ".join(get_args(WeightFormat))
+        raise ConfigError(explain("--weights", expected=known, found=options.weights, todo="Choose one of these."))
     weights = msgspec.convert(options.weights, WeightFormat)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.out.parent) as folder:
@@ -264,7 +277,10 @@ def command_line() -> argparse.ArgumentParser:
 def main() -> None:
     """Command line."""
     options = command_line().parse_args()
-    options.function(options)
+    try:
+        options.function(options)
+    except EdgeError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from edge_export.families import nemotron_h
 from edge_export.torch_model import HybridLM
+from edge_sdk.errors import CheckpointError, explain
 from edge_sdk.files import new_directory
 from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, MlpSpec, ModelConfig, MoeSpec
 
@@ -183,8 +184,13 @@ def _write(path: Path, content: dict[str, object]) -> None:
 def make(folder: Path, size: str, *, seed: int = 0, shard_bytes: int = SHARD_BYTES) -> int:
     """Writes the checkpoint in bfloat16, shard by shard, and returns its number of parameters.
 
-    Needs memory for one shard and its largest tensor in float32. An existing folder is replaced.
+    Needs memory for one shard and its largest tensor in float32. Replaces a checkpoint, and raises CheckpointError
+    for any other folder that has something in it.
     """
+    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
+        raise CheckpointError(
+            explain(str(folder), expected="a checkpoint to replace", found="something else", todo="Choose another.")
+        )
     config = SIZES[size]
     shapes = tensor_shapes(config)
     shards = list(_shards(shapes, shard_bytes))

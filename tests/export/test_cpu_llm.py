@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import cpu_llm
 import llm_checkpoints
 from edge_export.checkpoint import TensorFiles, load_model, read_config
+from edge_sdk.errors import CheckpointError, ConfigError
 from edge_sdk.model import MoeSpec
 from edge_sdk.text import TextCodec
 from tiny import relative_error
@@ -121,5 +122,12 @@ def test_of_the_experts_only_the_chosen_are_counted_as_read(bundle: Path) -> Non
 
 
 def test_a_context_longer_than_the_models_is_refused(bundle: Path) -> None:
-    with pytest.raises(SystemExit, match="expected a context of 16896 tokens, found 16384"):
+    with pytest.raises(ConfigError, match="expected a context of 16896 tokens, found 16384"):
         command("run", "--ours", bundle, "--contexts", 16384)
+
+
+def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(CheckpointError, match="something else"):
+        llm_checkpoints.make(tmp_path, "tiny")
+    assert (tmp_path / "thesis.tex").exists()
