@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ from edge_sdk.model import TensorSpec
 
 BODY_BLOCK, KERNEL_BLOCK = 128, 512
 """Tokens fed at once: the scan's function body is quadratic in the length of a block."""
+
+CACHE_LINE = 64
+"""Bytes."""
 
 PACKED_WEIGHTS = "cpu-packed.bin"
 
@@ -37,7 +41,7 @@ class OrtStates(States):
         """The last step's bindings, for the next step of the same shape."""
 
     def _buffer(self, spec: TensorSpec) -> np.ndarray:
-        return np.zeros(spec.sized(batch=len(self.past_length), capacity=self.capacity), dtype=spec.dtype)
+        return _aligned_zeros(spec.sized(batch=len(self.past_length), capacity=self.capacity), np.dtype(spec.dtype))
 
     def grow(self, capacity: int) -> None:
         """Moves the caches into larger buffers."""
@@ -62,6 +66,14 @@ class OrtStates(States):
         for mine, theirs in zip(self.sets[self.turn], other.sets[other.turn]):
             theirs[...] = mine
         return other
+
+
+def _aligned_zeros(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
+    """Zeros that begin at a cache line: vectors of 64 bytes would otherwise straddle two."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(size + CACHE_LINE, dtype=np.uint8)
+    start = -memory.ctypes.data % CACHE_LINE
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 class _Call:

@@ -36,7 +36,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x32 = x.float()
-        normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        # In these very operations, so that ONNX Runtime fuses them.
+        normed = x32 / torch.sqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
         return (self.weight.float() * normed).to(x.dtype)
 
 
@@ -118,7 +119,8 @@ class Mlp(nn.Module):
         self.down_proj = nn.Linear(intermediate, hidden, bias=False)
 
     def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
-        return self.down_proj(F.relu(self.up_proj(x)).square()), ()
+        risen = F.relu(self.up_proj(x))
+        return self.down_proj(risen * risen), ()  # a product, since Pow is slow
 
 
 class Router(nn.Module):
