@@ -5,12 +5,14 @@ ROBOT := .venvs/robot
 ROS := .venvs/ros
 PIP := pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint envs clean
+.PHONY: demo test lint envs native debian clean
 
 demo: envs
 	@$(WORKSTATION)/bin/python samples/scan_rover/demo.py
 
-test: envs
+# A compile that fails costs users only speed; here it is an error.
+test: export EDGE_SDK_REQUIRE_NATIVE = 1
+test: debian envs
 	$(ROBOT)/bin/python -m pytest tests/runtime
 	$(WORKSTATION)/bin/python -m pytest
 
@@ -20,9 +22,25 @@ lint: envs
 	$(WORKSTATION)/bin/ruff check .
 	$(WORKSTATION)/bin/mypy
 
-# Independent of each other: two cores build them side by side.
+# Independent of each other: two cores build them side by side. They share the kernels, which are compiled once.
 envs:
 	@$(MAKE) --no-print-directory -j3 $(WORKSTATION)/ready $(ROBOT)/ready $(ROS)/ready
+	@$(MAKE) --no-print-directory native
+
+# The kernels anew, where their sources are newer than what the environments hold.
+native: .venvs/native
+.venvs/native: $(shell find plugins -name '*.cc' -o -name '*.h' -o -name CMakeLists.txt) | $(WORKSTATION)/ready
+	@echo "[setup] native kernels ..." && $(WORKSTATION)/bin/$(PIP) --no-deps -e . && touch $@
+
+# What some tests need beyond Python: a compiler and an emulator for Arm. Without them those tests are skipped.
+debian:
+	@missing=""; need() { command -v "$$1" > /dev/null || missing="$$missing $$2"; }; \
+	need c++ g++; need aarch64-linux-gnu-g++ g++-aarch64-linux-gnu; need qemu-aarch64-static qemu-user-static; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then echo "[setup] apt-get install$$missing"; \
+	  { apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing; } > /dev/null 2>&1 \
+	  || echo "[setup] that failed: some tests will be skipped"; \
+	else echo "[setup] not installed:$$missing: some tests will be skipped"; fi
 
 $(WORKSTATION)/ready: INSTALL = -c export/constraints.txt -e '.[export,test]'
 $(WORKSTATION)/ready: setup.py export/constraints.txt
@@ -41,8 +59,8 @@ $(ROS)/ready: setup.py ros_bridge/setup.py ros_bridge/requirements-jazzy.txt
 define build
 echo "[setup] $(@D) ..." && started=$$(date +%s) && rm -rf $(@D) && $(PYTHON) -m venv $(@D) \
   $(if $(FIRST),&& $(@D)/bin/$(PIP) $(FIRST)) && $(@D)/bin/$(PIP) $(INSTALL) \
-  && touch $@ && echo "[setup] $(@D) ready after $$(($$(date +%s) - started)) s"
+  && touch $@ .venvs/native && echo "[setup] $(@D) ready after $$(($$(date +%s) - started)) s"
 endef
 
 clean:
-	rm -rf .venvs build
+	rm -rf .venvs build plugins/edge_plugins/native/*.so plugins/edge_plugins/native/build.log

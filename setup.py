@@ -45,9 +45,11 @@ EXTRAS = {
         "typer>=0.15",
     ],
     "test": [
+        "cmake>=3.20",
         "cyclonedds==11.0.1",
         "hypothesis>=6.100",
         "ml-dtypes>=0.5",
+        "ninja>=1.11",
         "pytest>=8.0",
         "transformers>=5.20",
     ],

@@ -9,14 +9,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_plugins import DOMAIN, OPSET_VERSION, Operator
+from edge_plugins import DOMAIN, OPSET_VERSION, Operator, native_library
 from edge_plugins.operator import STANDARD_OPSET, Array, Case, dtype_of
 
 Outputs = tuple[Array, ...]
 Run = Callable[[Mapping[str, Array]], Outputs]
 """Inputs of any batch and length to outputs; what the operator calls weights stays that of the case."""
 
-FLOAT32, BFLOAT16 = np.dtype(np.float32), dtype_of("bfloat16")
+Runner = Callable[[Operator, Case], Run]
+
+FLOAT32, BFLOAT16, INT4 = np.dtype(np.float32), dtype_of("bfloat16"), dtype_of("int4")
 
 
 def expected_of(operator: Operator, case: Case) -> Outputs:
@@ -118,7 +120,7 @@ def on_torch(operator: Operator, case: Case) -> Run:
     def tensor(array: Array) -> torch.Tensor:
         if array.dtype == BFLOAT16:
             return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(array.astype(np.int8) if array.dtype == dtype_of("int4") else array)
+        return torch.from_numpy(array.astype(np.int8) if array.dtype == INT4 else array)
 
     def run(inputs: Mapping[str, Array]) -> Outputs:
         tensors = [tensor(inputs[name]) for name in operator.inputs_of(case.variant)]
@@ -133,16 +135,74 @@ def on_torch(operator: Operator, case: Case) -> Run:
     return run
 
 
-RUNNERS: dict[str, Callable[[Operator, Case], Run]] = {
+def on_module(isa: str, *, exact: bool = True, threads: int = 1) -> Runner:
+    """The native kernels on NumPy arrays."""
+    from edge_plugins.native import _native
+
+    functions: dict[str, Callable[..., Any]] = {
+        "CachedAttention": _native.cached_attention,
+        "Mamba2Mixer": _native.mamba2_mixer,
+        "MoE": _native.moe,
+        "QLinear": _native.qlinear,
+    }
+
+    def runner(operator: Operator, case: Case) -> Run:
+        settings: dict[str, Any] = {"isa": isa, "threads": threads}
+        if operator.weights & {"weight", "up_weight"}:
+            settings["exact"] = exact
+        if any(array.dtype == INT4 for array in case.inputs.values()):
+            settings["bits"] = 4
+
+        def run(inputs: Mapping[str, Array]) -> Outputs:
+            arrays = {name: array.astype(np.int8) if array.dtype == INT4 else array for name, array in inputs.items()}
+            result = functions[operator.name](**arrays, **case.attributes, **settings)
+            return result if isinstance(result, tuple) else (result,)
+
+        return run
+
+    return runner
+
+
+def on_kernels(isa: str) -> Runner:
+    """The native kernels in ONNX Runtime."""
+
+    def runner(operator: Operator, case: Case) -> Run:
+        import onnxruntime
+
+        model, options = as_model(operator, case), onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.add_session_config_entry("edge.exact", "1")
+        options.add_session_config_entry("edge.isa", isa)
+        options.register_custom_ops_library(str(native_library()))
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return lambda inputs: tuple(session.run(None, feeds(model, inputs)))
+
+    return runner
+
+
+def instruction_sets() -> list[str]:
+    """Those that this machine's kernels can be forced to use; none where they are not compiled."""
+    if native_library() is None:
+        return []
+    from edge_plugins.native import _native
+
+    return _native.isas()
+
+
+BODIES: dict[str, Runner] = {
     "onnxruntime": on_onnxruntime,
     "onnx-reference": on_reference_evaluator,
     "torch": on_torch,
 }
-NOT_NATIVE = frozenset(RUNNERS)
+RUNNERS = {
+    **BODIES,
+    **{f"module-{isa}": on_module(isa) for isa in instruction_sets()},
+    **{f"kernels-{isa}": on_kernels(isa) for isa in instruction_sets()},
+}
 
 
 def why_not(runner: str, case: Case) -> str | None:
     """Why a runner is not held to a case; None if it is."""
-    if case.kernel_only and runner in NOT_NATIVE:
+    if case.kernel_only and runner in BODIES:
         return "only native kernels can do this"
     return None

@@ -1,7 +1,8 @@
 # The kernels on NumPy arrays (module.cc). Arguments, shapes and meaning as in edge_plugins/<operator>/op.py.
 #
 # isa: a name of isas(), or "auto" for the fastest. threads: of this call alone. exact: activations stay float32.
-# Weights: float32, bfloat16 (ml_dtypes or uint16), or int8 with scales; bits=4 says that the integers are -8..7.
+# Weights: float32, bfloat16 (ml_dtypes or uint16), or int8 or int4 (ml_dtypes)
+# with scales; bits=4 says that int8 integers are -8..7.
 # inplace: the past arrays become the present ones. Raises ValueError where arguments contradict each other.
 from typing import Any
 

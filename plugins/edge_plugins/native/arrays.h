@@ -38,13 +38,15 @@ inline void expect(const py::array& array, const char* name, std::initializer_li
                                 ".");
 }
 
+inline std::string dtype_of(const py::array& array) { return py::str(array.dtype().attr("name")); }
+
 // bfloat16 is a uint16 array or one of ml_dtypes.
 inline Type type_of(const py::array& array, const char* name) {
-  const std::string dtype = py::str(array.dtype().attr("name"));
+  const std::string dtype = dtype_of(array);
   if (dtype == "float32") return Type::kFloat32;
   if (dtype == "float16") return Type::kFloat16;
   if (dtype == "bfloat16" || dtype == "uint16") return Type::kBfloat16;
-  if (dtype == "int8") return Type::kInt8;
+  if (dtype == "int8" || dtype == "int4") return Type::kInt8;
   throw std::invalid_argument(std::string(name) + ": expected float32, float16, bfloat16 (or uint16) or int8, found " +
                               dtype + ". Convert it.");
 }

@@ -19,10 +19,10 @@ class Packed {
     shape_.in = weight.shape(axes - 2);
     shape_.out = weight.shape(axes - 1);
     const Type type = type_of(weight, "weight");
-    shape_.format = type == Type::kFloat32 ? Format::kFloat32
-                    : type != Type::kInt8  ? Format::kBfloat16
-                    : bits == 4            ? Format::kInt4
-                                           : Format::kInt8;
+    shape_.format = type == Type::kFloat32                    ? Format::kFloat32
+                    : type != Type::kInt8                     ? Format::kBfloat16
+                    : bits == 4 || dtype_of(weight) == "int4" ? Format::kInt4
+                                                              : Format::kInt8;
     if (type == Type::kFloat16) throw std::invalid_argument("weight: expected no float16. Convert it to bfloat16.");
     if (scales.has_value() != (type == Type::kInt8)) {
       throw std::invalid_argument("scales: expected with integers and only with them.");
@@ -48,7 +48,7 @@ class Packed {
   size_t bytes() const { return matrices_.size() * shape_.bytes(); }
 
  private:
-  // Integers -8..7, two to a byte with the first in the low half, as ONNX has them.
+  // Integers -8..7 of a byte each, two to a byte with the first in the low half, as ONNX has them.
   static std::vector<uint8_t> nibbles(const uint8_t* values, size_t count) {
     std::vector<uint8_t> bytes((count + 1) / 2);
     for (size_t i = 0; i < count; ++i) bytes[i / 2] |= static_cast<uint8_t>((values[i] & 15) << (i % 2 * 4));

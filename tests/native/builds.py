@@ -1,0 +1,29 @@
+"""Native builds for the tests: kept in build/, so that a second run compiles only what changed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from places import ROOT
+
+
+def build(name: str, target: str, *options: str) -> Path:
+    """Builds a target of plugins/CMakeLists.txt in a folder of that name, warnings being errors."""
+    need("cmake", "ninja")
+    folder = ROOT / "build" / f"test-{name}"
+    configure = ["cmake", "-G", "Ninja", "-S", ROOT / "plugins", "-B", folder, "-DEDGE_WERROR=ON", "-DEDGE_TESTS=ON"]
+    for command in ([*configure, *options], ["cmake", "--build", folder, "--target", target]):
+        result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        assert result.returncode == 0, (result.stdout + result.stderr)[-5000:]
+    return folder
+
+
+def need(*programs: str) -> None:
+    """Skips the test where a program is missing; ``make test`` installs them where it may."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)} (`make debian` installs them on Debian and Ubuntu)")

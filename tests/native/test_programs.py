@@ -1,0 +1,68 @@
+"""The native test program: with sanitizers, on a processor without extensions, and on Arm under qemu."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from builds import build, need
+
+from places import ROOT
+
+TOOLCHAIN = ROOT / "plugins" / "toolchain-aarch64.cmake"
+
+
+def run(*command: object, timeout_s: float = 1200) -> str:
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=timeout_s)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-5000:]
+    assert re.search(r"\d{4,} passed, 0 failed", result.stdout), result.stdout
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def plain() -> Path:
+    """The program as it is compiled for users."""
+    return build("plain", "native_test") / "native_test"
+
+
+def test_runs_clean_under_the_sanitizers() -> None:
+    folder = build("sanitized", "native_test", "-DEDGE_SANITIZE=address,undefined")
+    output = run(folder / "native_test")
+    assert "amx_emulated" in output
+
+
+def test_every_usable_instruction_set_agrees_with_the_reference(plain: Path) -> None:
+    run(plain)
+
+
+def test_nothing_outside_the_kernels_needs_an_extension(plain: Path) -> None:
+    """The linker keeps one copy of an inline function: it must not be one compiled for a newer processor."""
+    need("qemu-x86_64-static")
+    output = run("qemu-x86_64-static", "-cpu", "qemu64", plain)
+    assert re.findall(r"^\w+(?=:)", output, re.MULTILINE) == ["baseline"]
+
+
+@pytest.mark.parametrize(
+    ("processor", "sets"),
+    [("cortex-a57", ["neon"]), ("max", ["neon", "dotprod", "i8mm"])],
+)
+def test_runs_on_arm(processor: str, sets: list[str]) -> None:
+    need("aarch64-linux-gnu-g++", "qemu-aarch64-static")
+    options = (f"-DCMAKE_TOOLCHAIN_FILE={TOOLCHAIN}", "-DCMAKE_EXE_LINKER_FLAGS=-static")
+    folder = build("aarch64", "native_test", *options)
+    output = run("qemu-aarch64-static", "-cpu", processor, folder / "native_test", *sets)
+    assert re.findall(r"^\w+(?=:)", output, re.MULTILINE) == sets
+
+
+def test_the_library_for_onnx_runtime_compiles_for_arm() -> None:
+    need("aarch64-linux-gnu-g++")
+    folder = build("aarch64", "edge_plugins_ort", f"-DCMAKE_TOOLCHAIN_FILE={TOOLCHAIN}")
+    exported = subprocess.run(
+        ["aarch64-linux-gnu-nm", "-D", "--defined-only", folder / "libedge_plugins_ort.so"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [line.split()[-1] for line in exported.stdout.splitlines()] == ["RegisterCustomOps"]
