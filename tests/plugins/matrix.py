@@ -156,7 +156,8 @@ def on_module(isa: str, *, exact: bool = True, threads: int = 1) -> Runner:
         def run(inputs: Mapping[str, Array]) -> Outputs:
             arrays = {name: array.astype(np.int8) if array.dtype == INT4 else array for name, array in inputs.items()}
             result = functions[operator.name](**arrays, **case.attributes, **settings)
-            return result if isinstance(result, tuple) else (result,)
+            outputs = result if isinstance(result, tuple) else (result,)
+            return tuple(array.astype(FLOAT32) if array.dtype == BFLOAT16 else array for array in outputs)
 
         return run
 
