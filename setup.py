@@ -35,6 +35,7 @@ EXTRAS = {
     "export": [
         "matplotlib>=3.8",
         "onnx>=1.18",
+        "onnx-ir>=0.1.10",
         "onnxruntime>=1.23.2",
         "onnxscript>=0.5",
         "pyyaml>=6.0",
@@ -47,6 +48,7 @@ EXTRAS = {
         "cmake>=3.20",
         "cyclonedds==11.0.1",
         "hypothesis>=6.100",
+        "ml-dtypes>=0.5",
         "ninja>=1.11",
         "pytest>=8.0",
         "transformers>=5.20",

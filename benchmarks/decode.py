@@ -8,17 +8,19 @@ Greedy decoding of the same prompts, one thread each, in turn; medians over all 
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
 import edge_sdk
+from edge_sdk.text import TextCodec
+from machine import processor
 
 PROMPTS = (
     "walk around left thrice and jump around right thrice",
@@ -34,11 +36,11 @@ def answer_ours(model: edge_sdk.LanguageModel, prompt: str) -> int:
 
 
 @torch.inference_mode()
-def answer_theirs(model: torch.nn.Module, codec: edge_sdk.language.TextCodec, prompt: str) -> int:
+def answer_theirs(model: Any, codec: TextCodec, prompt: str) -> int:
     """Tokens that transformers' answer has, the end token not counted."""
     ids = torch.tensor([codec.encode_prompt(prompt)])
     answer = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False)
-    return answer.shape[1] - ids.shape[1] - 1
+    return int(answer.shape[1] - ids.shape[1] - 1)
 
 
 def rate(answer: Callable[[str], int], prompt: str) -> float:
@@ -46,14 +48,6 @@ def rate(answer: Callable[[str], int], prompt: str) -> float:
     started = time.perf_counter()
     tokens = answer(prompt)
     return tokens / (time.perf_counter() - started)
-
-
-def processor() -> str:
-    """The processor's name."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.machine()
 
 
 def main() -> None:
@@ -65,7 +59,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     ours = edge_sdk.load(options.bundle, threads=1)
-    theirs = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype=torch.float32).eval()
+    theirs: Any = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype=torch.float32)
+    theirs.eval()
     runners: dict[str, Callable[[str], int]] = {
         f"Edge SDK, {ours.bundle.manifest.weights}, {ours.engine.name}": lambda prompt: answer_ours(ours, prompt),
         f"transformers {version('transformers')}, float32, torch {version('torch')}": lambda prompt: answer_theirs(

@@ -3,6 +3,7 @@
     manifest.json   format version, ModelConfig, inputs and outputs, provenance, sha256 and size of every file
     model.onnx      the graph; its weights in model.onnx.data
     tokenizer.json  chat_template.jinja
+    engines/        what a device made for itself from these files; not listed in the manifest, never copied
 
 A bundle is read without pickle and without running anything from it (docs/decisions/0003).
 """
@@ -21,10 +22,11 @@ from edge_sdk.files import new_directory, sha256
 from edge_sdk.model import ModelConfig, TensorSpec
 from edge_sdk.text import TEMPLATE_FILE, TOKENIZER_FILE
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
+ENGINES = "engines"
 REQUIRED_FILES = (GRAPH, WEIGHTS, TOKENIZER_FILE, TEMPLATE_FILE)
 REEXPORT = "Copy the bundle again or export it again with `edge-export bundle`."
 

@@ -55,7 +55,10 @@ def _inspect(options: argparse.Namespace) -> int:
         f"model       {model.family}, {model.parameters():,} parameters, layers {model.pattern}, hidden {model.hidden}"
     )
     print(f"weights     {manifest.weights}, {bundle.total_bytes():,} bytes in all")
-    print(f"states      {model.state_bytes(1, 0):,} bytes, and {_cache_bytes(model):,} per token of context")
+    print(
+        f"states      {model.state_bytes(1, 0):,} bytes ({model.state_dtype}), "
+        f"and {_cache_bytes(model):,} per token of context ({model.cache_dtype})"
+    )
     for name, value in manifest.provenance.items():
         print(f"{name:<11} {value}")
     return 0

@@ -17,9 +17,6 @@ from edge_sdk.errors import ConfigError, PromptError, explain
 from edge_sdk.model import ModelConfig
 from edge_sdk.text import Message, TextCodec
 
-PREFILL_BLOCK = 128
-"""Tokens fed at once: the function body of the scan is quadratic in the length of a block."""
-
 Prompt = str | bytes | Sequence[Message]
 FinishReason = Literal["stop", "length"]
 
@@ -54,7 +51,7 @@ class Session:
         """Tokens that the states hold."""
         self.finish_reason: FinishReason = "length"
         """Why the last answer ended; while one is streamed, ``length``."""
-        self._states: States = model.engine.empty_states(batch=1)
+        self._states: States | None = model.engine.empty_states(batch=1)
 
     def __enter__(self) -> Session:
         return self
@@ -62,7 +59,7 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._states = ()
+        self._states = None
 
     def stream(self, prompt: Prompt, max_new_tokens: int = 256) -> Iterator[Token]:
         """Reads the prompt and yields the answer's tokens, greedily chosen, until the model ends it.
@@ -106,12 +103,12 @@ class Session:
                 token_id = self._feed([token_id])
 
     def _feed(self, ids: list[int]) -> int:
-        """Advances the states over ``ids``; returns the likeliest next token."""
-        for start in range(0, len(ids), PREFILL_BLOCK):
-            block = np.array([ids[start : start + PREFILL_BLOCK]], dtype=np.int64)
-            logits, self._states = self.model.engine.step(block, self._states)
-            self.position += block.shape[1]
-        return int(logits[0, -1].argmax())
+        """Advances the states over ``ids``; returns the likeliest next token. Raises ConfigError when closed."""
+        if self._states is None:
+            raise ConfigError(explain("The session", expected="an open one", found="closed", todo="Open a new one."))
+        logits = prefill(self.model.engine, np.array([ids], dtype=np.int64), self._states)
+        self.position = int(self._states.past_length[0])
+        return int(logits[0].argmax())
 
 
 def _check_budget(max_new_tokens: int) -> None:
@@ -167,18 +164,28 @@ class LanguageModel:
         return answers
 
 
+def prefill(engine: Engine, ids: np.ndarray, states: States) -> np.ndarray:
+    """Advances the states over ids (batch, length) block by block; returns the last position's logits (batch, vocab).
+
+    The engine may overwrite them in its next step.
+    """
+    last = (ids.shape[1] - 1) // engine.prefill_block * engine.prefill_block
+    for start in range(0, last, engine.prefill_block):
+        engine.step(ids[:, start : start + engine.prefill_block], states, logits="none")
+    return engine.step(ids[:, last:], states)[:, 0]
+
+
 def greedy_batch(engine: Engine, ids: np.ndarray, max_new_tokens: int, ends: Sequence[int]) -> list[list[int]]:
     """Greedy continuations of ids (batch, length), each cut before its first end token."""
     states = engine.empty_states(len(ids))
-    for start in range(0, ids.shape[1], PREFILL_BLOCK):
-        logits, states = engine.step(ids[:, start : start + PREFILL_BLOCK], states)
+    logits = prefill(engine, ids, states)
     columns, ended = [], np.zeros(len(ids), dtype=bool)
     for _ in range(max_new_tokens):
-        columns.append(logits[:, -1].argmax(-1))
+        columns.append(logits.argmax(-1))
         ended |= np.isin(columns[-1], ends)
         if ended.all() or len(columns) == max_new_tokens:
             break
-        logits, states = engine.step(columns[-1][:, None], states)
+        logits = prefill(engine, columns[-1][:, None], states)
     rows = np.stack(columns, axis=1)
     stops = np.isin(rows, ends)
     lengths = np.where(stops.any(1), stops.argmax(1), rows.shape[1])

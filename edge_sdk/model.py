@@ -7,6 +7,7 @@ experts, top_k. A checkpoint family (``edge_export.families``) turns its config.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal, Union
 
 import msgspec
@@ -14,18 +15,24 @@ import msgspec
 from edge_sdk.errors import ConfigError, explain
 
 Dim = Union[int, str]
-"""A fixed size, or the name of a dynamic one: ``batch``, ``length``, ``past_length``, ``total_length``."""
+"""A fixed size, or the name of a dynamic one: ``batch``, ``length``, ``capacity`` of the caches, ``kept`` logits."""
+
+DType = Literal["int64", "float32", "float16", "int8"]
+DTYPE_BYTES: dict[DType, int] = {"int64": 8, "float32": 4, "float16": 2, "int8": 1}
+
+StateShape = tuple[DType, tuple[Dim, ...]]
+"""How a state is stored, and its shape."""
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
     """Name, dtype and shape of one graph input or output."""
 
     name: str
-    dtype: Literal["int64", "float32", "float16"]
+    dtype: DType
     shape: tuple[Dim, ...]
 
     def sized(self, **sizes: int) -> tuple[int, ...]:
-        """The shape with its dynamic dimensions replaced, e.g. ``spec.sized(batch=1, past_length=0)``."""
+        """The shape with its dynamic dimensions replaced, e.g. ``spec.sized(batch=1, capacity=256)``."""
         return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.shape)
 
 
@@ -80,11 +87,11 @@ class Mamba2Spec(msgspec.Struct, frozen=True, kw_only=True, tag="mamba2"):
         projections = hidden * (self.proj_dim + self.inner) + self.proj_bias * (self.proj_dim + hidden)
         return projections + self.conv_dim * (self.conv_kernel + self.conv_bias) + 3 * self.heads + self.inner
 
-    def states(self) -> dict[str, tuple[Dim, ...]]:
-        """Shapes of the states carried from step to step."""
+    def states(self, config: ModelConfig) -> dict[str, StateShape]:
+        """The states carried from step to step: the convolution's last inputs and the scan's state."""
         return {
-            "conv_state": ("batch", self.conv_dim, self.conv_kernel - 1),
-            "recurrent_state": ("batch", self.heads, self.head_dim, self.state),
+            "conv_state": ("float32", ("batch", self.conv_dim, self.conv_kernel - 1)),
+            "recurrent_state": (config.state_dtype, ("batch", self.heads, self.head_dim, self.state)),
         }
 
 
@@ -104,10 +111,12 @@ class AttentionSpec(msgspec.Struct, frozen=True, kw_only=True, tag="attention"):
         """Number of weights, the layer's norm not counted."""
         return 2 * hidden * self.head_dim * (self.heads + self.kv_heads)
 
-    def states(self) -> dict[str, tuple[Dim, ...]]:
-        """Shapes of the cache; a graph reads ``past_length`` positions and returns ``total_length``."""
-        shape = ("batch", self.kv_heads, "past_length", self.head_dim)
-        return {"key": shape, "value": shape}
+    def states(self, config: ModelConfig) -> dict[str, StateShape]:
+        """The caches, and the scale of each stored row where they are int8."""
+        place: tuple[Dim, ...] = ("batch", self.kv_heads, "capacity")
+        cache: StateShape = (config.cache_dtype, (*place, self.head_dim))
+        scales: dict[str, StateShape] = {"key_scale": ("float32", place), "value_scale": ("float32", place)}
+        return {"key": cache, "value": cache} | (scales if config.cache_dtype == "int8" else {})
 
 
 class MlpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="mlp"):
@@ -123,7 +132,7 @@ class MlpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="mlp"):
         """Number of weights, the layer's norm not counted."""
         return 2 * hidden * self.intermediate
 
-    def states(self) -> dict[str, tuple[Dim, ...]]:
+    def states(self, config: ModelConfig) -> dict[str, StateShape]:
         """None: the layer looks at one position at a time."""
         return {}
 
@@ -157,7 +166,7 @@ class MoeSpec(msgspec.Struct, frozen=True, kw_only=True, tag="moe"):
         projections = 2 * hidden * self.latent if self.latent else 0
         return experts + projections + 2 * hidden * self.shared_intermediate + self.experts * (hidden + 1)
 
-    def states(self) -> dict[str, tuple[Dim, ...]]:
+    def states(self, config: ModelConfig) -> dict[str, StateShape]:
         """None: the layer looks at one position at a time."""
         return {}
 
@@ -179,6 +188,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    cache_dtype: Literal["float32", "float16", "int8"] = "float16"
+    """How keys and values are stored; float16 costs half of float32's memory and at most 2**-11 of each number."""
+    state_dtype: Literal["float32", "float16"] = "float32"
+    """How the scan's states are stored from step to step; within a step they are float32."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "vocab_size", "hidden", "max_length")
@@ -198,38 +211,36 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return embeddings + norms + sum(spec.parameters(self.hidden) for spec in self.layers)
 
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Inputs of the graph: the token ids, then every state."""
-        return (TensorSpec("input_ids", "int64", ("batch", "length")), *self.past_specs())
+        """Inputs of the graph: token ids, how many positions each row's caches hold, whose logits to return, states."""
+        return (
+            TensorSpec("input_ids", "int64", ("batch", "length")),
+            TensorSpec("past_length", "int64", ("batch",)),
+            TensorSpec("logit_positions", "int64", ("kept",)),
+            *self.past_specs(),
+        )
 
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Outputs of the graph: the logits, then every state as it is after the last token."""
-        return (TensorSpec("logits", "float32", ("batch", "length", self.vocab_size)), *self.present_specs())
+        """Outputs of the graph: the wanted logits, then every state as it is after the last token."""
+        return (TensorSpec("logits", "float32", ("batch", "kept", self.vocab_size)), *self.present_specs())
 
     def past_specs(self) -> tuple[TensorSpec, ...]:
         """The states as the graph reads them, in layer order."""
-        return self._state_specs("past_key_values", "past_length")
+        return self._state_specs("past_key_values")
 
     def present_specs(self) -> tuple[TensorSpec, ...]:
-        """The states as the graph returns them; same order as :meth:`past_specs`."""
-        return self._state_specs("present", "total_length")
+        """The states as the graph returns them; order, dtypes and shapes of :meth:`past_specs`."""
+        return self._state_specs("present")
 
-    def _state_specs(self, prefix: str, length: str) -> tuple[TensorSpec, ...]:
+    def _state_specs(self, prefix: str) -> tuple[TensorSpec, ...]:
         return tuple(
-            TensorSpec(
-                f"{prefix}.{index}.{name}",
-                "float32",
-                tuple(length if dim == "past_length" else dim for dim in shape),
-            )
+            TensorSpec(f"{prefix}.{index}.{name}", dtype, shape)
             for index, spec in enumerate(self.layers)
-            for name, shape in spec.states().items()
+            for name, (dtype, shape) in spec.states(self).items()
         )
 
-    def state_bytes(self, batch: int, past_length: int) -> int:
-        """Memory of all states after ``past_length`` positions, in bytes."""
-        total = 0
-        for spec in self.past_specs():
-            count = 1
-            for size in spec.sized(batch=batch, past_length=past_length):
-                count *= size
-            total += 4 * count
-        return total
+    def state_bytes(self, batch: int, capacity: int) -> int:
+        """Memory of all states with caches of ``capacity`` positions, in bytes."""
+        return sum(
+            DTYPE_BYTES[spec.dtype] * math.prod(spec.sized(batch=batch, capacity=capacity))
+            for spec in self.past_specs()
+        )

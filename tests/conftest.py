@@ -10,7 +10,7 @@ import pytest
 
 from places import ROOT, ROVER, TEACHER, WORKSTATION
 
-sys.path[:0] = [str(ROVER), str(ROOT / "ros_bridge")]
+sys.path[:0] = [str(ROVER), str(ROOT / "ros_bridge"), str(ROOT / "benchmarks")]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,25 +1,130 @@
-"""ONNX Runtime on the CPU: runs any bundle, on the operators' function bodies where no kernels are installed."""
+"""ONNX Runtime on the CPU: runs any bundle, on native kernels or else on the operators' function bodies."""
 
 from __future__ import annotations
 
 import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from edge_sdk.backends import States
-from edge_sdk.bundle import GRAPH, Bundle
+from edge_plugins import native_library
+from edge_sdk.backends import FIRST_CAPACITY, States, Wanted, capacity_for
+from edge_sdk.bundle import ENGINES, GRAPH, WEIGHTS, Bundle
 from edge_sdk.errors import BackendError, explain
+from edge_sdk.model import TensorSpec
+
+BODY_BLOCK, KERNEL_BLOCK = 128, 512
+"""Tokens fed at once: the scan's function body is quadratic in the length of a block."""
+
+CACHE_LINE = 64
+"""Bytes."""
+
+PACKED_WEIGHTS = "cpu-packed.bin"
 
 log = logging.getLogger("edge_sdk")
 
 
+class OrtStates(States):
+    """The states' buffers: one set that a step overwrites, or two that take turns."""
+
+    def __init__(self, specs: Sequence[TensorSpec], batch: int, capacity: int, sets: int) -> None:
+        super().__init__(batch, capacity)
+        self.specs = specs
+        self.sets = [[self._buffer(spec) for spec in specs] for _ in range(sets)]
+        self.turn = 0
+        """The set that holds the states now."""
+        self.call: _Call | None = None
+        """The last step's bindings, for the next step of the same shape."""
+
+    def _buffer(self, spec: TensorSpec) -> np.ndarray:
+        return _aligned_zeros(spec.sized(batch=len(self.past_length), capacity=self.capacity), np.dtype(spec.dtype))
+
+    def grow(self, capacity: int) -> None:
+        """Moves the caches into larger buffers."""
+        self.capacity, self.call = capacity, None
+        used = int(self.past_length.max())
+        for index, spec in enumerate(self.specs):
+            if "capacity" in spec.shape:  # its third axis
+                old = self.sets[self.turn][index]
+                for buffers in self.sets:
+                    buffers[index] = self._buffer(spec)
+                self.sets[self.turn][index][:, :, :used] = old[:, :, :used]
+
+    def advance(self, length: int) -> None:
+        """Notes that ``length`` positions were added to every row."""
+        self.past_length += length
+        self.turn = (self.turn + 1) % len(self.sets)
+
+    def copy(self) -> OrtStates:
+        """Another memory with the same content."""
+        other = OrtStates(self.specs, len(self.past_length), self.capacity, len(self.sets))
+        other.past_length[:] = self.past_length
+        for mine, theirs in zip(self.sets[self.turn], other.sets[other.turn]):
+            theirs[...] = mine
+        return other
+
+
+def _aligned_zeros(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
+    """Zeros that begin at a cache line: vectors of 64 bytes would otherwise straddle two."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(size + CACHE_LINE, dtype=np.uint8)
+    start = -memory.ctypes.data % CACHE_LINE
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+class _Call:
+    """Bindings of one session to one States for inputs of one shape: nothing is allocated when it is repeated."""
+
+    def __init__(self, engine: OrtEngine, states: OrtStates, length: int, kept: int) -> None:
+        batch = len(states.past_length)
+        self.engine, self.states, self.shape = engine, states, (length, kept)
+        self.input_ids = np.empty((batch, length), dtype=np.int64)
+        self.logits = np.empty((batch, kept, engine.config.vocab_size), dtype=np.float32)
+        self._positions = np.arange(length - kept, length)
+        self._bindings: dict[int, Any] = {}
+        self._alive: list[Any] = []
+        """The OrtValues, which keep the arrays' memory from being freed."""
+
+    def run(self, input_ids: np.ndarray) -> None:
+        """One step of the session, from the states' current set of buffers into the next."""
+        self.input_ids[...] = input_ids
+        turn = self.states.turn
+        if turn not in self._bindings:
+            self._bindings[turn] = self._bind(turn)
+        self.engine.session.run_with_iobinding(self._bindings[turn])
+
+    def _bind(self, turn: int) -> Any:
+        config, sets = self.engine.config, self.states.sets
+        read, written = sets[turn], sets[(turn + 1) % len(sets)]
+        fed = (self.input_ids, self.states.past_length, self._positions, *read)
+        binding = self.engine.session.io_binding()
+        for spec, array in zip(config.inputs(), fed):
+            binding.bind_ortvalue_input(spec.name, self._share(array))
+        for spec, array in zip(config.outputs(), (self.logits, *written)):
+            binding.bind_ortvalue_output(spec.name, self._share(array))
+        return binding
+
+    def _share(self, array: np.ndarray) -> Any:
+        """An OrtValue in the array's own memory."""
+        self._alive.append(self.engine.ort_value(array))
+        return self._alive[-1]
+
+
 class OrtEngine:
-    """An ONNX Runtime session over the bundle's graph; states stay in its own memory between steps."""
+    """An ONNX Runtime session over the bundle's graph, which reads and writes the states where they lie."""
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None, exact: bool = False) -> None:
-        """``exact`` keeps activations in float32 where int4 products would round them to int8.
+    def __init__(
+        self, bundle: Bundle, *, threads: int | None = None, exact: bool = False, kernels: str = "auto"
+    ) -> None:
+        """``exact`` keeps activations in float32 where quantised products would round them to int8.
 
-        Raises BackendError when onnxruntime is not installed or refuses the graph.
+        ``kernels``: ``auto`` takes the native kernels where they are installed, ``none`` the function bodies, any
+        other word is the instruction set that the kernels must use. Raises BackendError when onnxruntime is not
+        installed or refuses the graph, or when kernels are asked for and there are none.
         """
         try:
             import onnxruntime
@@ -27,34 +132,84 @@ class OrtEngine:
             raise BackendError(
                 explain("The CPU engine", expected="onnxruntime", found=error, todo="pip install 'edge-sdk[cpu]'")
             ) from None
-        self._ort_value = onnxruntime.OrtValue.ortvalue_from_numpy
-        self.name = f"onnxruntime {onnxruntime.__version__} on the CPU"
+        self.config = bundle.manifest.model
+        self.ort_value = onnxruntime.OrtValue.ortvalue_from_numpy
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if exact else "4")
         if threads is not None:
             options.intra_op_num_threads = threads
-        log.info("no native kernels are installed: the edge operators run on their ONNX function bodies")
+        self.native = _add_kernels(options, bundle, exact, kernels)
+        self.prefill_block = KERNEL_BLOCK if self.native else BODY_BLOCK
+        self.name = f"onnxruntime {onnxruntime.__version__} on the CPU, {'native kernels' if self.native else 'bodies'}"
         try:
-            self._session = onnxruntime.InferenceSession(
+            self.session = onnxruntime.InferenceSession(
                 str(bundle.file(GRAPH)), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise BackendError(
                 explain(str(bundle.file(GRAPH)), expected="a graph that loads", found=error, todo="Export it again.")
             ) from error
-        self._past = bundle.manifest.model.past_specs()
-        self._outputs = [spec.name for spec in bundle.manifest.outputs]
 
-    def empty_states(self, batch: int) -> States:
-        """Zeros; attention caches of no positions."""
-        return [
-            self._ort_value(np.zeros(spec.sized(batch=batch, past_length=0), dtype=spec.dtype)) for spec in self._past
-        ]
+    def empty_states(self, batch: int) -> OrtStates:
+        """Zeros. Kernels write the new states over the old ones; a function body may not write what it reads."""
+        capacity = min(FIRST_CAPACITY, self.config.max_length)
+        return OrtStates(self.config.past_specs(), batch, capacity, sets=1 if self.native else 2)
 
-    def step(self, input_ids: np.ndarray, states: States) -> tuple[np.ndarray, States]:
-        """Feeds tokens (batch, length) int64; returns logits (batch, length, vocab) and the new states."""
-        feeds = {spec.name: state for spec, state in zip(self._past, states)}
-        feeds["input_ids"] = self._ort_value(np.ascontiguousarray(input_ids, dtype=np.int64))
-        logits, *present = self._session.run_with_ort_values(self._outputs, feeds)
-        return logits.numpy(), present
+    def step(self, input_ids: np.ndarray, states: States, logits: Wanted = "last") -> np.ndarray:
+        """Feeds tokens (batch, length) int64; see :meth:`edge_sdk.backends.Engine.step`."""
+        assert isinstance(states, OrtStates)
+        length = input_ids.shape[1]
+        needed = int(states.past_length.max()) + length
+        if needed > states.capacity:
+            states.grow(capacity_for(needed, states.capacity, self.config.max_length))
+        kept = {"last": 1, "all": length, "none": 0}[logits]
+        if states.call is None or states.call.shape != (length, kept):
+            states.call = _Call(self, states, length, kept)
+        states.call.run(input_ids)
+        states.advance(length)
+        return states.call.logits
+
+
+def _add_kernels(options: Any, bundle: Bundle, exact: bool, kernels: str) -> bool:
+    """Registers the native kernels with the session's options, if they are wanted and there; says what will run."""
+    cost = "the edge operators run on their ONNX function bodies, slower and with every state copied in each step"
+    if kernels == "none":
+        log.info("native kernels are switched off: %s", cost)
+        return False
+    library = native_library()
+    if library is None:
+        if kernels != "auto":
+            raise BackendError(
+                explain("kernels", expected="an installed kernel library", found="none", todo="Use auto or none.")
+            )
+        log.info("no native kernels are installed: %s", cost)
+        return False
+    options.add_session_config_entry("edge.exact", "1" if exact else "0")
+    if kernels != "auto":
+        options.add_session_config_entry("edge.isa", kernels)
+    packed = _packed_weights(bundle)
+    if packed is not None:
+        options.add_session_config_entry("edge.packed_weights", str(packed))
+        options.add_session_config_entry("edge.packed_key", bundle.manifest.files[WEIGHTS].sha256)
+    try:
+        options.register_custom_ops_library(str(library))  # it reads the entries above
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        if kernels != "auto":
+            raise BackendError(
+                explain(str(library), expected=f"kernels for {kernels}", found=error, todo="Use auto or none.")
+            ) from error
+        log.warning("%s is left aside, since it was refused (%s): %s", library, error, cost)
+        return False
+    log.info("the edge operators run on native kernels (%s)", kernels)
+    return True
+
+
+def _packed_weights(bundle: Bundle) -> Path | None:
+    """Where the kernels keep weights in the layout that this machine reads fastest; None if nothing may be written."""
+    folder = bundle.path / ENGINES
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError:
+        return None
+    return folder.resolve() / PACKED_WEIGHTS if os.access(folder, os.W_OK) else None

@@ -108,11 +108,12 @@ def load_model(folder: Path) -> HybridLM:
     state = {item.ours: item.join([files.read(found[name]) for name in item.theirs]) for item in maps}
     if config.tie_embeddings:
         state["lm_head.weight"] = state["embeddings.weight"]
-    model.to_empty(device="cpu")
-    for name, parameter in model.named_parameters():
+    for name, shape in shapes.items():
         if name not in state and name.endswith("conv_bias"):
-            state[name] = torch.zeros_like(parameter)
-    model.load_state_dict(state)
+            state[name] = torch.zeros(shape)
+    model.load_state_dict(state, assign=True)  # the tensors themselves: a copy of a large model would not fit
+    if config.tie_embeddings:
+        model.lm_head.weight = model.embeddings.weight
     return model
 
 

@@ -18,7 +18,7 @@ from edge_export.data import Batches, Sample, collate, read_pairs, tokenize
 from edge_export.distil import DistilLoss, TeacherLogits
 from edge_export.evaluate import exact_match
 from edge_export.families import family_of
-from edge_export.pack import WeightFormat, export_graph, make_bundle
+from edge_export.pack import Storage, export_graph, make_bundle
 from edge_export.prune import prune
 from edge_export.recipes import DistilRecipe, TrainRecipe, read_recipe
 from edge_export.torch_model import HybridLM
@@ -132,12 +132,24 @@ def plot(
 def onnx(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder in Hugging Face format.")],
     out: Annotated[Path, typer.Option(help="Folder for model.onnx and its weights.")],
-    weights: Annotated[str, typer.Option(help="float32 or int4.")] = "float32",
-    block_size: Annotated[int, typer.Option(help="Values that share a scale, with int4.")] = 32,
+    weights: Annotated[str, typer.Option(help="float32, bfloat16, int8 or int4.")] = "float32",
+    block_size: Annotated[int, typer.Option(help="Values that share a scale, with int8 and int4.")] = 32,
+    head_bits: Annotated[int, typer.Option(help="Of the output head, with int4: 4 or 8.")] = 8,
+    cache_dtype: Annotated[str, typer.Option(help="Of keys and values: float32, float16 or int8.")] = "float16",
+    state_dtype: Annotated[str, typer.Option(help="Of the scan's states between steps: float32 or float16.")] = (
+        "float32"
+    ),
 ) -> None:
     """Trace a checkpoint to one ONNX graph for prefill and decode."""
     started = time.perf_counter()
-    export_graph(checkpoint, out, weights=msgspec.convert(weights, WeightFormat), block_size=block_size)
+    choices = {
+        "weights": weights,
+        "block_size": block_size,
+        "head_bits": head_bits,
+        "cache_dtype": cache_dtype,
+        "state_dtype": state_dtype,
+    }
+    export_graph(checkpoint, out, msgspec.convert(choices, Storage))
     console.print(f"{out}/model.onnx: {weights}, traced and checked in {time.perf_counter() - started:.1f} s")
 
 

@@ -37,7 +37,7 @@ class TeacherLogits:
         starts = range(0, len(order), TEACHER_BATCH)
         for start in track(starts, "teacher logits", console=console):
             batch = collate(samples, order[start : start + TEACHER_BATCH])
-            logits, counted = teacher(batch.input_ids)[0], batch.targets >= 0
+            logits, counted = teacher(batch.input_ids), batch.targets >= 0
             for row, index in enumerate(batch.indices):
                 self._logits[index] = logits[row][counted[row]].clone()
 
@@ -53,7 +53,6 @@ class DistilLoss:
         self._teacher, self._temperature = teacher, temperature
 
     def __call__(self, model: HybridLM, batch: Batch) -> Tensor:
-        logits, _ = model(batch.input_ids)
-        student = (logits[batch.targets >= 0] / self._temperature).log_softmax(-1)
+        student = (model(batch.input_ids)[batch.targets >= 0] / self._temperature).log_softmax(-1)
         teacher = (self._teacher.of(batch) / self._temperature).log_softmax(-1)
         return F.kl_div(student, teacher, log_target=True, reduction="batchmean") * self._temperature**2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,29 +10,69 @@ import torch
 
 from edge_export.data import Sample
 from edge_export.torch_model import HybridLM
-from edge_sdk.backends import States
+from edge_export.torch_ops import CHUNK
+from edge_sdk.backends import FIRST_CAPACITY, States, Wanted, capacity_for
 from edge_sdk.language import greedy_batch
 
 BATCH = 512
+
+
+class TorchStates(States):
+    """The states as tensors, replaced in every step."""
+
+    def __init__(self, model: HybridLM, batch: int, capacity: int) -> None:
+        super().__init__(batch, capacity)
+        self.specs = model.config.past_specs()
+        self.tensors = model.empty_states(batch, capacity)
+
+    def grow(self, capacity: int) -> None:
+        """Moves the caches into larger tensors."""
+        added = capacity - self.capacity
+        self.tensors = tuple(
+            torch.cat([old, old.new_zeros(*old.shape[:2], added, *old.shape[3:])], dim=2)
+            if "capacity" in spec.shape
+            else old
+            for spec, old in zip(self.specs, self.tensors)
+        )
+        self.capacity = capacity
+
+    def copy(self) -> TorchStates:
+        """Another one with the same content; the tensors are shared, since a step makes new ones."""
+        other = copy.copy(self)
+        other.past_length = self.past_length.copy()
+        return other
 
 
 class TorchEngine:
     """The torch model behind the runtime's Engine protocol, to be driven by the runtime's own decoding."""
 
     name = "torch"
+    prefill_block = CHUNK
 
     def __init__(self, model: HybridLM) -> None:
         self.model = model.eval()
 
-    def empty_states(self, batch: int) -> States:
+    def empty_states(self, batch: int) -> TorchStates:
         """Zeros, before the first token."""
-        return self.model.empty_states(batch)
+        return TorchStates(self.model, batch, min(FIRST_CAPACITY, self.model.config.max_length))
 
     @torch.inference_mode()
-    def step(self, input_ids: np.ndarray, states: States) -> tuple[np.ndarray, States]:
-        """Feeds tokens (batch, length); returns logits (batch, length, vocab) and the new states."""
-        logits, present = self.model(torch.from_numpy(input_ids), tuple(states))
-        return logits.numpy(), present
+    def step(self, input_ids: np.ndarray, states: States, logits: Wanted = "last") -> np.ndarray:
+        """Feeds tokens (batch, length) int64; see :meth:`edge_sdk.backends.Engine.step`."""
+        assert isinstance(states, TorchStates)
+        length = input_ids.shape[1]
+        needed = int(states.past_length.max()) + length
+        if needed > states.capacity:
+            states.grow(capacity_for(needed, states.capacity, self.model.config.max_length))
+        kept = {"last": 1, "all": length, "none": 0}[logits]
+        found, states.tensors = self.model.step(
+            torch.from_numpy(input_ids),
+            torch.from_numpy(states.past_length),
+            torch.arange(length - kept, length),
+            states.tensors,
+        )
+        states.past_length += length
+        return found.numpy()
 
 
 def exact_match(model: HybridLM, samples: Sequence[Sample]) -> float:

@@ -50,7 +50,7 @@ def measure(model: HybridLM, batch: Batch) -> Importance:
         assert isinstance(layer, Layer)
         hooks.append(layer.norm.register_forward_hook(_add_hidden(importance, counted)))
         hooks += _watch_mixer(layer.mixer, scores.parts, counted)
-    logits = model(batch.input_ids)[0][counted].log_softmax(-1)
+    logits = model(batch.input_ids)[counted].log_softmax(-1)
     for hook in hooks:
         hook.remove()
     for index, scores in enumerate(importance.layers):
@@ -105,6 +105,6 @@ def _removal_effect(model: HybridLM, index: int, batch: Batch, counted: Tensor, 
         return inputs[0], output[1]
 
     hook = model.layers[index].register_forward_hook(keep_residual)
-    without = model(batch.input_ids)[0][counted].log_softmax(-1)
+    without = model(batch.input_ids)[counted].log_softmax(-1)
     hook.remove()
     return float(F.kl_div(without, logits, log_target=True, reduction="batchmean"))

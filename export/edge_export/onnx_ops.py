@@ -42,16 +42,34 @@ _MAX_FLOAT = torch.finfo(torch.float32).max
 """Stands for an unbounded time step: a limit that float32 cannot exceed, in a file that every parser reads."""
 
 
+def cached_attention(
+    query: Tensor, key: Tensor, value: Tensor, past_length: Tensor, *caches: Tensor, scale: float, window: int
+) -> tuple[Tensor, ...]:
+    """An ``edge::CachedAttention`` node; the caches are key and value and, of int8 ones, their scales."""
+    return tuple(
+        torch.onnx.ops.symbolic_multi_out(
+            "edge::CachedAttention",
+            (query, key, value, past_length, *caches),
+            {"scale": scale, "window": window},
+            dtypes=(query.dtype, *(cache.dtype for cache in caches)),
+            shapes=(tuple(query.shape), *(tuple(cache.shape) for cache in caches)),
+            version=OPSET_VERSION,
+        )
+    )
+
+
 def moe(
     x: Tensor,
     router_logits: Tensor,
     correction_bias: Tensor,
     *weights: Tensor,
     norm_topk_prob: bool,
+    activation: str = "relu2",
     block_size: int | None = None,
     **attributes: Any,
 ) -> Tensor:
     """An ``edge::MoE`` node; with ``block_size`` the weights are up, down, up_scales, down_scales."""
+    attributes["activation"] = activation
     attributes["norm_topk_prob"] = int(norm_topk_prob)
     attributes["routed_scaling_factor"] = float(attributes["routed_scaling_factor"])
     if block_size is not None:
@@ -62,13 +80,13 @@ def moe(
     )
 
 
-def qlinear(x: Tensor, weight: Tensor, scales: Tensor, *, block_size: int) -> Tensor:
-    """An ``edge::QLinear`` node."""
+def qlinear(x: Tensor, weight: Tensor, scales: Tensor | None = None, *, block_size: int = 0) -> Tensor:
+    """An ``edge::QLinear`` node; without scales the weight is bfloat16."""
     return torch.onnx.ops.symbolic(
         "edge::QLinear",
-        (x, weight, scales),
-        {"block_size": block_size},
+        (x, weight) if scales is None else (x, weight, scales),
+        {} if scales is None else {"block_size": block_size},
         dtype=x.dtype,
-        shape=(*x.shape[:-1], scales.shape[-1]),
+        shape=(*x.shape[:-1], (weight if scales is None else scales).shape[-1]),
         version=OPSET_VERSION,
     )

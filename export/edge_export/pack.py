@@ -6,37 +6,65 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import onnx
 
-from edge_export.checkpoint import load_model, read_config
-from edge_export.quantize import quantize
-from edge_export.trace import save, trace
+from edge_export.checkpoint import load_model
+from edge_export.quantize import quantize, to_bfloat16
+from edge_export.torch_model import HybridLM
+from edge_export.trace import trace
 from edge_sdk.bundle import GRAPH, WEIGHTS, Bundle, write_bundle
 from edge_sdk.errors import CheckpointError, explain
 from edge_sdk.files import new_directory, sha256
+from edge_sdk.model import ModelConfig
 from edge_sdk.text import TEMPLATE_FILE, TOKENIZER_FILE
 
-WeightFormat = Literal["float32", "int4"]
+WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
+MODEL_KEY = "edge.model"
 WEIGHTS_KEY = "edge.weights"
 CHECKPOINT_KEY = "edge.checkpoint_sha256"
 
 
-def export_graph(checkpoint: Path, folder: Path, *, weights: WeightFormat, block_size: int = 32) -> None:
-    """Traces a checkpoint, quantised if ``weights`` says so, into ``folder``: model.onnx and its external data."""
-    model = load_model(checkpoint)
-    label: str = weights
-    if weights == "int4":
-        quantize(model, bits=4, block_size=block_size)
-        label = f"int4-block{block_size}"
-    proto = trace(model)
+class Storage(msgspec.Struct, frozen=True, kw_only=True):
+    """How a graph stores weights and states."""
+
+    weights: WeightFormat = "float32"
+    block_size: int = 32
+    """Values that share a scale, in int8 and int4."""
+    head_bits: Literal[4, 8] = 8
+    """Of the output head, when the weights are int4."""
+    cache_dtype: Literal["float32", "float16", "int8"] = "float16"
+    state_dtype: Literal["float32", "float16"] = "float32"
+
+    @property
+    def label(self) -> str:
+        """The weights in a word, for the manifest."""
+        blocks = f"-block{self.block_size}" if self.weights.startswith("int") else ""
+        return f"{self.weights}{blocks}" + ("-head4" if self.weights == "int4" and self.head_bits == 4 else "")
+
+    def apply(self, model: HybridLM) -> HybridLM:
+        """Stores a model's weights that way, in place, and describes its states so."""
+        model.config = msgspec.structs.replace(model.config, cache_dtype=self.cache_dtype, state_dtype=self.state_dtype)
+        if self.weights == "bfloat16":
+            return to_bfloat16(model)
+        if self.weights == "int8":
+            return quantize(model, bits=8, block_size=self.block_size)
+        if self.weights == "int4":
+            return quantize(model, bits=4, block_size=self.block_size, head_bits=self.head_bits)
+        return model
+
+
+def export_graph(checkpoint: Path, folder: Path, storage: Storage) -> None:
+    """Traces a checkpoint, its weights stored as ``storage`` says, into ``folder``: model.onnx and its weights."""
+    model = storage.apply(load_model(checkpoint))
     notes = {
-        WEIGHTS_KEY: label,
+        MODEL_KEY: msgspec.json.encode(model.config).decode(),
+        WEIGHTS_KEY: storage.label,
         CHECKPOINT_KEY: _fingerprint(checkpoint),
         "edge.exported_with": f"edge-sdk {version('edge-sdk')}, torch {version('torch')}, onnx {version('onnx')}",
     }
-    onnx.helper.set_model_props(proto, notes)
     with new_directory(folder) as new:
-        save(proto, new / GRAPH, WEIGHTS)
+        trace(model, new, notes)
 
 
 def make_bundle(checkpoint: Path, graph: Path, target: Path) -> Bundle:
@@ -51,17 +79,17 @@ def make_bundle(checkpoint: Path, graph: Path, target: Path) -> Bundle:
             raise CheckpointError(explain(str(path), expected="a file", found="none", todo="Export it first."))
     proto = onnx.load(str(graph / GRAPH), load_external_data=False)
     notes = {item.key: item.value for item in proto.metadata_props}
-    if notes.get(CHECKPOINT_KEY) != _fingerprint(checkpoint):
+    if notes.get(CHECKPOINT_KEY) != _fingerprint(checkpoint) or MODEL_KEY not in notes:
         raise CheckpointError(
             explain(
                 str(graph / GRAPH),
-                expected=f"a graph traced from {checkpoint}",
-                found="one from another checkpoint",
+                expected=f"a graph that this version traced from {checkpoint}",
+                found="one from another checkpoint or version",
                 todo="Run `edge-export onnx` again.",
             )
         )
-    weights = notes.pop(WEIGHTS_KEY)
-    return write_bundle(target, sources, model=read_config(checkpoint), weights=weights, provenance=notes)
+    model = msgspec.json.decode(notes.pop(MODEL_KEY), type=ModelConfig)
+    return write_bundle(target, sources, model=model, weights=notes.pop(WEIGHTS_KEY), provenance=notes)
 
 
 def _fingerprint(checkpoint: Path) -> str:

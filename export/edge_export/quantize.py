@@ -1,10 +1,12 @@
-"""Block quantisation of a torch model's weights to int4 and int8, in place of its Linear and Experts modules."""
+"""Smaller weights for a torch model: int4 and int8 blocks, or bfloat16, in place of its float32 modules."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_export.torch_model import Experts, HybridLM, operators
@@ -19,7 +21,8 @@ def quantize_blocks(weight: Tensor, bits: int, block_size: int) -> tuple[Tensor,
     """Round to nearest, symmetric: weight (..., in, out) -> int8 values and scales (..., in / block_size, out).
 
     The scale maps the block's value of largest magnitude to the integer range's lower end, which reaches one
-    further than the upper (as llama.cpp's Q4_0 does).
+    further than the upper (as llama.cpp's Q4_0 does). Scales are float32 numbers that float16 holds exactly, so that
+    kernels can store them in two bytes, but for those that float16 would change by more than a 256th.
     """
     if weight.shape[-2] % block_size:
         raise ConfigError(
@@ -33,9 +36,14 @@ def quantize_blocks(weight: Tensor, bits: int, block_size: int) -> tuple[Tensor,
     limit = 2 ** (bits - 1)
     blocks = weight.detach().float().unflatten(-2, (-1, block_size))
     extreme = blocks.gather(-2, blocks.abs().argmax(-2, keepdim=True)).squeeze(-2)
-    scales = torch.where(extreme == 0, torch.ones_like(extreme), extreme / -limit)
+    scales = _rounded_to_float16(torch.where(extreme == 0, torch.ones_like(extreme), extreme / -limit))
     values = (blocks / scales.unsqueeze(-2)).round().clamp(-limit, limit - 1)
     return values.to(torch.int8).flatten(-3, -2), scales
+
+
+def _rounded_to_float16(scales: Tensor) -> Tensor:
+    rounded = scales.half().float()
+    return torch.where((rounded - scales).abs() <= scales.abs() / 256, rounded, scales)
 
 
 def pack_int4(values: Tensor) -> Tensor:
@@ -107,16 +115,65 @@ class QuantExperts(nn.Module):
         return operators().moe(x, router_logits, correction_bias, up.dequantized(), down.dequantized(), **routing)
 
 
-def quantize(model: HybridLM, *, bits: int = 4, block_size: int = 32, head_bits: int = 8) -> HybridLM:
-    """Replaces every projection and expert by a quantised one, in place; the output head keeps ``head_bits``.
+class Bfloat16Linear(nn.Module):
+    """A Linear layer whose product is ``edge::QLinear`` with a bfloat16 weight (in, out)."""
 
-    Embeddings, routers, norms, convolutions and the scan's own parameters stay in float32.
-    """
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear):
-                width = head_bits if child is model.lm_head else bits
-                setattr(parent, name, QuantLinear(child, width, block_size))
-            elif isinstance(child, Experts):
-                setattr(parent, name, QuantExperts(child, bits, block_size))
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = nn.Buffer(linear.weight.detach().T.bfloat16().contiguous())
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = operators().qlinear(x, self.weight)
+        return y if self.bias is None else y + self.bias
+
+
+class Bfloat16Embedding(nn.Module):
+    """An Embedding stored in bfloat16."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.weight = nn.Buffer(embedding.weight.detach().bfloat16())
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return F.embedding(input_ids, self.weight).float()
+
+
+def _replace(model: HybridLM, make: Callable[[nn.Module], nn.Module | None]) -> HybridLM:
+    """Puts ``make(module)`` in a module's place, where it makes one; each old one is freed at once."""
+    leaves = (nn.Linear, nn.Embedding, Experts)
+    for parent in [module for module in model.modules() if not isinstance(module, leaves)]:
+        for name in [name for name, _ in parent.named_children()]:
+            if (made := make(parent.get_submodule(name))) is not None:
+                setattr(parent, name, made)
     return model
+
+
+def quantize(model: HybridLM, *, bits: int = 4, block_size: int = 32, head_bits: int = 8) -> HybridLM:
+    """Replaces every projection and expert by a quantised one, in place; the output head gets ``head_bits``.
+
+    Embeddings become bfloat16. Routers, norms, convolutions and the scan's own parameters stay in float32.
+    """
+    head = model.lm_head
+
+    def make(module: nn.Module) -> nn.Module | None:
+        if isinstance(module, nn.Linear):
+            return QuantLinear(module, head_bits if module is head else bits, block_size)
+        if isinstance(module, Experts):
+            return QuantExperts(module, bits, block_size)
+        return Bfloat16Embedding(module) if isinstance(module, nn.Embedding) else None
+
+    return _replace(model, make)
+
+
+def to_bfloat16(model: HybridLM) -> HybridLM:
+    """Stores projections, experts, head and embeddings in bfloat16, in place; all else stays in float32."""
+
+    def make(module: nn.Module) -> nn.Module | None:
+        if isinstance(module, nn.Linear):
+            return Bfloat16Linear(module)
+        if isinstance(module, Experts):
+            return module.bfloat16()
+        return Bfloat16Embedding(module) if isinstance(module, nn.Embedding) else None
+
+    return _replace(model, make)

@@ -18,6 +18,7 @@ from edge_export import onnx_ops, torch_ops
 from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, MlpSpec, ModelConfig, MoeSpec
 
 States = tuple[Tensor, ...]
+"""In the order of ``ModelConfig.past_specs``; a mixer gets its own, or none: then it starts from nothing."""
 
 
 def operators() -> ModuleType:
@@ -35,7 +36,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x32 = x.float()
-        normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        # In these very operations, so that ONNX Runtime fuses them.
+        normed = x32 / torch.sqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
         return (self.weight.float() * normed).to(x.dtype)
 
 
@@ -63,7 +65,7 @@ class Mamba2Mixer(nn.Module):
             self.A_log.log_()
             self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))
 
-    def forward(self, x: Tensor, states: States) -> tuple[Tensor, States]:
+    def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
         y, conv, ssm = operators().mamba2_mixer(
             self.in_proj(x),
             self.conv_weight,
@@ -72,7 +74,7 @@ class Mamba2Mixer(nn.Module):
             self.A_log,
             self.D,
             self.norm.weight,
-            *states,
+            *(states or self._no_states(x)),
             groups=self.spec.groups,
             eps=self.eps,
             dt_min=self.spec.dt_min,
@@ -80,9 +82,14 @@ class Mamba2Mixer(nn.Module):
         )
         return self.out_proj(y), (conv, ssm)
 
+    def _no_states(self, x: Tensor) -> States:
+        spec, batch = self.spec, x.shape[0]
+        conv = x.new_zeros(batch, spec.conv_dim, spec.conv_kernel - 1)
+        return conv, x.new_zeros(batch, spec.heads, spec.head_dim, spec.state)
+
 
 class Attention(nn.Module):
-    """Causal grouped-query attention over a growing cache (batch, kv_heads, positions, head_dim)."""
+    """Causal grouped-query attention, over a cache (``edge::CachedAttention``) or, in training, over x alone."""
 
     def __init__(self, spec: AttentionSpec, hidden: int) -> None:
         super().__init__()
@@ -92,23 +99,15 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(hidden, spec.kv_heads * spec.head_dim, bias=False)
         self.o_proj = nn.Linear(spec.heads * spec.head_dim, hidden, bias=False)
 
-    def forward(self, x: Tensor, states: States) -> tuple[Tensor, States]:
-        spec, (batch, length, _) = self.spec, x.shape
-        past_key, past_value = states
-        query = self.q_proj(x).view(batch, length, spec.kv_heads, spec.heads // spec.kv_heads, spec.head_dim)
-        query = query.permute(0, 2, 3, 1, 4)  # (batch, kv_heads, queries per key, length, head_dim)
-        key = torch.cat([past_key, self._by_head(self.k_proj(x))], dim=2)
-        value = torch.cat([past_value, self._by_head(self.v_proj(x))], dim=2)
-        position = torch.arange(length, device=x.device) + past_key.shape[2]
-        visible = torch.arange(key.shape[2], device=x.device) <= position[:, None]
-        scores = query @ key[:, :, None].transpose(-1, -2) * spec.head_dim**-0.5
-        scores = scores.float().masked_fill(~visible, torch.finfo(torch.float32).min)
-        mixed = scores.softmax(-1).to(x.dtype) @ value[:, :, None]
-        mixed = mixed.permute(0, 3, 1, 2, 4).reshape(batch, length, spec.heads * spec.head_dim)
-        return self.o_proj(mixed), (key, value)
-
-    def _by_head(self, x: Tensor) -> Tensor:
-        return x.view(x.shape[0], x.shape[1], self.spec.kv_heads, self.spec.head_dim).transpose(1, 2)
+    def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
+        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        scale = self.spec.head_dim**-0.5
+        if not states:
+            q, k, v = (part.unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2) for part in (query, key, value))
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+            return self.o_proj(mixed.transpose(1, 2).flatten(-2)), ()
+        y, *present = operators().cached_attention(query, key, value, past_length, *states, scale=scale, window=0)
+        return self.o_proj(y), tuple(present)
 
 
 class Mlp(nn.Module):
@@ -119,8 +118,9 @@ class Mlp(nn.Module):
         self.up_proj = nn.Linear(hidden, intermediate, bias=False)
         self.down_proj = nn.Linear(intermediate, hidden, bias=False)
 
-    def forward(self, x: Tensor, states: States = ()) -> tuple[Tensor, States]:
-        return self.down_proj(F.relu(self.up_proj(x)).square()), ()
+    def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
+        risen = F.relu(self.up_proj(x))
+        return self.down_proj(risen * risen), ()  # a product, since Pow is slow
 
 
 class Router(nn.Module):
@@ -166,7 +166,7 @@ class Moe(nn.Module):
         names = ("top_k", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor")
         return {name: getattr(self.spec, name) for name in names}
 
-    def forward(self, x: Tensor, states: States = ()) -> tuple[Tensor, States]:
+    def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
         bias, router_logits = self.gate.e_score_correction_bias, self.gate(x)
         if self.training:
             chosen, _ = torch_ops.route(router_logits.detach().flatten(0, -2), bias, **self.routing())
@@ -194,13 +194,13 @@ class Layer(nn.Module):
         self.norm = RMSNorm(hidden, eps)
         self.mixer = make_mixer(spec, hidden, eps)
 
-    def forward(self, x: Tensor, states: States) -> tuple[Tensor, States]:
-        mixed, states = self.mixer(self.norm(x), states)
+    def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
+        mixed, states = self.mixer(self.norm(x), past_length, states)
         return x + mixed, states
 
 
 class HybridLM(nn.Module):
-    """The whole model. ``model(input_ids)`` starts from empty states, or pass those of the last call."""
+    """The whole model: ``model(input_ids)`` for whole sequences, :meth:`step` from state to state."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -225,26 +225,32 @@ class HybridLM(nn.Module):
             if isinstance(module, Mamba2Mixer):
                 module.reset_parameters()
 
-    def empty_states(self, batch: int) -> States:
-        """The states before the first token, in the order of ``config.past_specs()``."""
+    def empty_states(self, batch: int, capacity: int) -> States:
+        """The states before the first token, with caches of ``capacity`` positions."""
         device = self.embeddings.weight.device
         return tuple(
-            torch.zeros(spec.sized(batch=batch, past_length=0), device=device) for spec in self.config.past_specs()
+            torch.zeros(spec.sized(batch=batch, capacity=capacity), dtype=getattr(torch, spec.dtype), device=device)
+            for spec in self.config.past_specs()
         )
 
-    def hidden_states(self, input_ids: Tensor, states: States) -> tuple[Tensor, States]:
-        """The last layer's output before the final norm, and the new states."""
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Whole sequences input_ids (batch, length) -> logits (batch, length, vocab); what training runs."""
+        x = self.embeddings(input_ids)
+        for layer in self.layers:
+            x, _ = layer(x)
+        return self.lm_head(self.norm_f(x))
+
+    def step(
+        self, input_ids: Tensor, past_length: Tensor, logit_positions: Tensor, states: States
+    ) -> tuple[Tensor, States]:
+        """What the graph computes: the next tokens (batch, length) of rows that hold past_length (batch) tokens.
+
+        Returns the logits (batch, kept, vocab) of the block's positions logit_positions (kept), and the new states.
+        """
         x, present, taken = self.embeddings(input_ids), [], 0
         for spec, layer in zip(self.config.layers, self.layers):
-            count = len(spec.states())
-            x, new = layer(x, states[taken : taken + count])
+            count = len(spec.states(self.config))
+            x, new = layer(x, past_length, states[taken : taken + count])
             present.extend(new)
             taken += count
-        return x, tuple(present)
-
-    def forward(self, input_ids: Tensor, states: States | None = None) -> tuple[Tensor, States]:
-        """input_ids (batch, length) -> logits (batch, length, vocab) and the states after the last token."""
-        if states is None:
-            states = self.empty_states(input_ids.shape[0])
-        x, present = self.hidden_states(input_ids, states)
-        return self.lm_head(self.norm_f(x)), present
+        return self.lm_head(self.norm_f(x.index_select(1, logit_positions))), tuple(present)

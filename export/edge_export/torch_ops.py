@@ -6,6 +6,7 @@ its shapes and its source are written down.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def mamba2_mixer(
     y = y.reshape(batch, length, inner) * F.silu(z.float())
     y = F.rms_norm(y.view(batch, length, groups, inner // groups), (inner // groups,), eps=eps)
     y = y.reshape(batch, length, inner).to(proj.dtype) * norm_weight
-    return y, present_conv, present_ssm.reshape(past_ssm.shape)
+    return y, present_conv, present_ssm.reshape(past_ssm.shape).to(past_ssm.dtype)
 
 
 def _causal_conv(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,22 +114,36 @@ def route(
     return experts, weights * routed_scaling_factor
 
 
+def _silu_gated(risen: Tensor) -> Tensor:
+    gate, straight = risen.chunk(2, dim=-1)
+    return F.silu(gate) * straight
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu2": lambda risen: F.relu(risen).square(),
+    "gelu": F.gelu,
+    "silu_gated": _silu_gated,
+}
+
+
 def moe(
     x: Tensor,
     router_logits: Tensor,
     correction_bias: Tensor,
     up_weight: Tensor,
     down_weight: Tensor,
+    *,
+    activation: str = "relu2",
     **routing: Any,
 ) -> Tensor:
     """``edge::MoE``: x (batch, length, width) through its top_k experts, weights (experts, in, out)."""
-    tokens = x.reshape(-1, x.shape[-1])
+    tokens, activate = x.reshape(-1, x.shape[-1]), ACTIVATIONS[activation]
     experts, weights = route(router_logits.reshape(len(tokens), -1).float(), correction_bias, **routing)
     order = experts.flatten().argsort(stable=True)
     counts = torch.bincount(experts.flatten(), minlength=up_weight.shape[0]).tolist()
     source = order // experts.shape[-1]
     parts = [
-        F.relu(part @ up_weight[expert]).square() @ down_weight[expert]
+        activate(part @ up_weight[expert].to(x.dtype)) @ down_weight[expert].to(x.dtype)
         for expert, part in enumerate(tokens[source].split(counts))
         if len(part)
     ]
@@ -142,6 +157,62 @@ def dequantize(weight: Tensor, scales: Tensor, block_size: int) -> Tensor:
     return (blocks * scales.unsqueeze(-2)).flatten(-3, -2)
 
 
-def qlinear(x: Tensor, weight: Tensor, scales: Tensor, *, block_size: int) -> Tensor:
-    """``edge::QLinear``: x (..., in) times a block-quantised matrix (in, out)."""
-    return x @ dequantize(weight, scales, block_size).to(x.dtype)
+def qlinear(x: Tensor, weight: Tensor, scales: Tensor | None = None, *, block_size: int = 0) -> Tensor:
+    """``edge::QLinear``: x (..., in) times a matrix (in, out), block-quantised or bfloat16."""
+    return x @ (weight if scales is None else dequantize(weight, scales, block_size)).to(x.dtype)
+
+
+def cached_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_length: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    *past_scales: Tensor,
+    scale: float,
+    window: int = 0,
+) -> tuple[Tensor, ...]:
+    """``edge::CachedAttention``: y (batch, length, heads * head_dim) and the caches with the new positions in them."""
+    batch, length, _ = query.shape
+    _, kv_heads, _, head_dim = past_key.shape
+    place = past_length[:, None] + torch.arange(length, device=query.device)  # (batch, length)
+    caches = ((past_key, *past_scales[:1]), (past_value, *past_scales[1:]))
+    stored = [
+        _store(new.view(batch, length, kv_heads, head_dim).transpose(1, 2), cache, place)
+        for new, cache in zip((key, value), caches)
+    ]
+    keys, values = (_read(cache, past_length + length) for cache in stored)
+    queries = query.float().view(batch, length, kv_heads, -1, head_dim).permute(0, 2, 3, 1, 4)
+    distance = place[:, :, None] - torch.arange(keys.shape[2], device=query.device)
+    visible = (distance >= 0) & (distance < (window or keys.shape[2]))
+    scores = queries @ keys[:, :, None].transpose(-1, -2) * scale
+    scores = scores.masked_fill(~visible[:, None, None], torch.finfo(torch.float32).min)
+    mixed = (scores.softmax(-1) @ values[:, :, None]).permute(0, 3, 1, 2, 4).reshape(query.shape)
+    return (mixed.to(query.dtype), *(part for parts in zip(*stored) for part in parts))
+
+
+def _store(rows: Tensor, cache: tuple[Tensor, ...], place: Tensor) -> tuple[Tensor, ...]:
+    """The cache, and its scales if it is int8, with rows (batch, kv_heads, length, head_dim) at ``place``."""
+    values = quantize_rows(rows) if len(cache) > 1 else (rows,)
+    at = place[:, None, :, None].expand(rows.shape)
+    return tuple(
+        past.scatter(2, at if past.ndim > 3 else at[..., 0], new.to(past.dtype)) for past, new in zip(cache, values)
+    )
+
+
+def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (..., head_dim) as int8 and their scales (...), as ``edge::CachedAttention`` stores them."""
+    ratio = rows.float().abs().amax(-1, keepdim=True) / 127
+    scale = torch.where(ratio == 0, torch.ones_like(ratio), ratio)
+    return (rows / scale).round().clamp(-127, 127).to(torch.int8), scale[..., 0]
+
+
+def _read(cache: tuple[Tensor, ...], held: Tensor) -> Tensor:
+    """What is stored, in float32, up to the longest row; zeros behind the ``held`` positions of each row (batch)."""
+    end = int(held.max())
+    values = cache[0][:, :, :end].float()
+    if len(cache) > 1:
+        values = values * cache[1][:, :, :end, None]
+    unused = torch.arange(end, device=held.device) >= held[:, None]
+    return values.masked_fill(unused[:, None, :, None], 0.0)

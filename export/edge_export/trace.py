@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir
 import torch
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from edge_export.quantize import INT4_SUFFIX
 from edge_export.torch_model import HybridLM, States
 from edge_plugins import DOMAIN, OPERATORS, OPSET_VERSION
 from edge_plugins.operator import STANDARD_OPSET
+from edge_sdk.bundle import GRAPH, WEIGHTS
 from edge_sdk.errors import CheckpointError, explain
 from edge_sdk.model import ModelConfig, TensorSpec
 
@@ -28,13 +31,18 @@ class _Graph(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: torch.Tensor, states: States) -> tuple[torch.Tensor, ...]:
-        logits, present = self.model(input_ids, states)
+    def forward(
+        self, input_ids: torch.Tensor, past_length: torch.Tensor, logit_positions: torch.Tensor, states: States
+    ) -> tuple[torch.Tensor, ...]:
+        logits, present = self.model.step(input_ids, past_length, logit_positions, states)
         return (logits, *present)
 
 
-def trace(model: HybridLM) -> ModelProto:
-    """One graph for prefill and decode, batch, length and past_length dynamic; checked by onnx.checker."""
+def trace(model: HybridLM, folder: Path, notes: Mapping[str, str] | None = None) -> None:
+    """Writes one graph for prefill and decode into ``folder``: model.onnx, and its weights as external data.
+
+    batch, length, capacity and kept are dynamic. ``notes`` become the file's metadata. onnx.checker has checked it.
+    """
     config = model.config
     inputs, dynamic = _example(config)
     with warnings.catch_warnings():
@@ -48,29 +56,33 @@ def trace(model: HybridLM) -> ModelProto:
             dynamic_shapes=dynamic,
             opset_version=STANDARD_OPSET,
             dynamo=True,
-            external_data=False,
             verbose=False,
         )
     assert program is not None
-    proto = program.model_proto
+    onnx_ir.save(program.model, folder / GRAPH, external_data=WEIGHTS)  # streamed: a proto holds no more than 2 GB
+    proto = onnx.load(str(folder / GRAPH), load_external_data=False)
     _finish(proto, config)
-    onnx.checker.check_model(proto, full_check=True)
-    return proto
+    onnx.helper.set_model_props(proto, dict(notes or {}))
+    (folder / GRAPH).write_bytes(proto.SerializeToString())
+    onnx.checker.check_model(str(folder / GRAPH), full_check=True)
 
 
 def _example(config: ModelConfig) -> tuple[tuple[object, ...], tuple[object, ...]]:
     """Inputs to trace with, and which of their axes are dynamic."""
-    names = {name: torch.export.Dim(name, min=1, max=2**20) for name in ("batch", "length")}
-    names["past_length"] = torch.export.Dim("past_length", min=0, max=2**20)
-    sizes = {"batch": 2, "length": 3, "past_length": 5}
+    names = {name: torch.export.Dim(name, min=1, max=2**20) for name in ("batch", "length", "capacity")}
+    names["kept"] = torch.export.Dim("kept", min=0, max=2**20)
+    sizes = {"batch": 2, "length": 3, "capacity": 7, "kept": 4}
 
     def axes(spec: TensorSpec) -> dict[int, object]:
         return {axis: names[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
 
-    ids, *past = config.inputs()
-    states = tuple(torch.zeros(spec.sized(**sizes)) for spec in past)
-    example = (torch.zeros(ids.sized(**sizes), dtype=torch.int64), states)
-    return example, (axes(ids), tuple(axes(spec) for spec in past))
+    specs = config.inputs()
+    zeros = [torch.zeros(spec.sized(**sizes), dtype=getattr(torch, spec.dtype)) for spec in specs]
+    count = len(specs) - len(config.past_specs())
+    return (*zeros[:count], tuple(zeros[count:])), (
+        *(axes(spec) for spec in specs[:count]),
+        tuple(axes(spec) for spec in specs[count:]),
+    )
 
 
 def _finish(proto: ModelProto, config: ModelConfig) -> None:
@@ -79,9 +91,7 @@ def _finish(proto: ModelProto, config: ModelConfig) -> None:
     for node in proto.graph.node:
         if node.domain == DOMAIN:
             operator = OPERATORS[node.op_type]
-            variants.setdefault(node.op_type, set()).add(
-                operator.variant_of({attribute.name: attribute for attribute in node.attribute})
-            )
+            variants.setdefault(node.op_type, set()).add(operator.variant_of(_attributes(node), len(node.input)))
     for name, found in sorted(variants.items()):
         if len(found) > 1:
             raise CheckpointError(
@@ -104,13 +114,7 @@ def _finish(proto: ModelProto, config: ModelConfig) -> None:
             value.CopyFrom(onnx.helper.make_tensor_value_info(spec.name, element, spec.shape))
 
 
-def save(proto: ModelProto, path: Path, weights_name: str) -> None:
-    """Writes the graph and, beside it, its weights as external data."""
-    onnx.save_model(
-        proto,
-        str(path),
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location=weights_name,
-        size_threshold=1024,
-    )
+def _attributes(node: NodeProto) -> dict[str, object]:
+    """A node's attributes by name, strings decoded."""
+    values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}

@@ -213,7 +213,7 @@ def _keep_freed_memory() -> None:
 
 def cross_entropy(model: HybridLM, batch: Batch) -> Tensor:
     """Mean negative log-likelihood of the completions' tokens."""
-    logits, _ = model(batch.input_ids)
+    logits = model(batch.input_ids)
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten())
 
 

@@ -154,9 +154,7 @@ def test_the_demo_students_size(samples: list[Sample]) -> None:
 def test_pruning_nothing_changes_nothing(samples: list[Sample]) -> None:
     teacher, batch = load_model(TEACHER).eval(), collate(samples, range(16))
     with torch.inference_mode():
-        assert torch.equal(
-            prune(teacher, StudentShape(), batch).eval()(batch.input_ids)[0], teacher(batch.input_ids)[0]
-        )
+        assert torch.equal(prune(teacher, StudentShape(), batch).eval()(batch.input_ids), teacher(batch.input_ids))
 
 
 def random_batch() -> Batch:
@@ -176,7 +174,7 @@ def test_pruning_dead_parts_changes_nothing() -> None:
     assert (student.config.layers[1].experts, student.config.layers[2].heads) == (4, 2)
     assert student.config.layers[3].intermediate == 64
     with torch.inference_mode():
-        assert relative_error(student(batch.input_ids)[0], teacher(batch.input_ids)[0]) < 1e-6
+        assert relative_error(student(batch.input_ids), teacher(batch.input_ids)) < 1e-6
 
 
 def test_of_each_group_the_mamba_heads_that_say_least_are_pruned() -> None:
@@ -197,7 +195,7 @@ def test_a_layer_that_does_nothing_is_dropped_first() -> None:
     assert measure(teacher, batch).layers[4].removal == pytest.approx(0.0, abs=1e-6)
     student = prune(teacher, StudentShape(layers={"mamba2": 1}), batch).eval()
     with torch.inference_mode():
-        assert torch.equal(student(batch.input_ids)[0], teacher(batch.input_ids)[0])
+        assert torch.equal(student(batch.input_ids), teacher(batch.input_ids))
 
 
 @pytest.mark.parametrize("shape", [StudentShape(hidden=999), StudentShape(mamba_heads=3), StudentShape(experts=0)])

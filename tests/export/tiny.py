@@ -43,6 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "projection-bias": {"use_bias": True},
     "many-queries-per-key": {"num_attention_heads": 8, "num_key_value_heads": 1},
     "tied": {"tie_word_embeddings": True},
+    "only-mamba": {"layers_block_type": ["linear_attention", "mlp", "linear_attention"]},
     "no-experts": {"layers_block_type": ["linear_attention", "mlp", "full_attention"]},
 }
 

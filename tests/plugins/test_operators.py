@@ -2,86 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import itertools
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from edge_plugins import DOMAIN, OPERATORS, OPSET_VERSION, Operator
-from edge_plugins.operator import STANDARD_OPSET, Case
+from edge_plugins import OPERATORS, Operator
+from edge_plugins.cached_attention import op as cached_attention
+from edge_plugins.mamba2_mixer import op as mamba2_mixer
+from edge_plugins.operator import Array, Case
+from matrix import BFLOAT16, FLOAT32, RUNNERS, Outputs, Run, as_model, expected_of, output_dtype, why_not
 
-Outputs = tuple[np.ndarray, ...]
-
-
-def as_model(operator: Operator, case: Case) -> onnx.ModelProto:
-    """A model of one node and its function; weights that are int4 in the case's name become INT4 tensors."""
-    names = operator.inputs_of(case.variant)
-    node = helper.make_node(operator.name, names, operator.outputs, domain=DOMAIN, **case.attributes)
-    initializers = [
-        helper.make_tensor(name, TensorProto.INT4, value.shape, value.ravel())
-        if value.dtype == np.int8 and "int4" in case.name
-        else numpy_helper.from_array(value, name)
-        for name, value in case.inputs.items()
-        if value.dtype == np.int8 or name.endswith("scales")
-    ]
-    stored = {tensor.name for tensor in initializers}
-    inputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, case.inputs[name].shape)
-        for name in names
-        if name not in stored
-    ]
-    expected = operator.reference(**case.inputs, **case.attributes)
-    outputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, value.shape)
-        for name, value in zip(operator.outputs, expected)
-    ]
-    graph = helper.make_graph([node], case.name, inputs, outputs, initializers)
-    opsets = [helper.make_opsetid("", STANDARD_OPSET), helper.make_opsetid(DOMAIN, OPSET_VERSION)]
-    functions = [operator.function(case.variant)]
-    return helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=10)
-
-
-def feeds(model: onnx.ModelProto, case: Case) -> dict[str, np.ndarray]:
-    return {value.name: case.inputs[value.name] for value in model.graph.input}
-
-
-def run_ort(model: onnx.ModelProto, operator: Operator, case: Case) -> Outputs:
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return tuple(session.run(None, feeds(model, case)))
-
-
-def run_reference_evaluator(model: onnx.ModelProto, operator: Operator, case: Case) -> Outputs:
-    return tuple(ReferenceEvaluator(model).run(None, feeds(model, case)))
-
-
-def run_torch(model: onnx.ModelProto, operator: Operator, case: Case) -> Outputs:
-    torch = pytest.importorskip("torch")
-    from edge_export import torch_ops
-
-    functions: dict[str, Callable[..., Any]] = {
-        "Mamba2Mixer": torch_ops.mamba2_mixer,
-        "MoE": torch_ops.moe,
-        "QLinear": torch_ops.qlinear,
-    }
-    inputs = {name: torch.from_numpy(np.array(value)) for name, value in case.inputs.items()}
-    attributes = {name: value for name, value in case.attributes.items() if name != "conv_dim"}
-    if case.variant == "quantized":
-        block_size = attributes.pop("block_size")
-        for part in ("up", "down"):
-            scales = inputs.pop(f"{part}_scales")
-            inputs[f"{part}_weight"] = torch_ops.dequantize(inputs[f"{part}_weight"], scales, block_size)
-    result = functions[operator.name](**inputs, **attributes)
-    return tuple(item.numpy() for item in (result if isinstance(result, tuple) else (result,)))
-
-
-RUNNERS = {"ort": run_ort, "onnx-reference": run_reference_evaluator, "torch": run_torch}
 CASES = [
     pytest.param(operator, case, id=f"{operator.name}-{case.name}")
     for operator in OPERATORS.values()
@@ -89,25 +25,106 @@ CASES = [
 ]
 
 
-def assert_close(found: Outputs, expected: Outputs, tolerance: float) -> None:
-    assert len(found) == len(expected)
-    for got, want in zip(found, expected):
-        assert got.shape == want.shape
-        if want.size:
-            scale = max(1.0, float(np.abs(want).max()))
-            assert np.abs(got - want).max() <= tolerance * scale
+def assert_close(found: Array, expected: Array, tolerance: float) -> None:
+    """Equal shapes, NaN and infinities; of the rest no error above ``tolerance`` times the largest magnitude."""
+    assert found.shape == expected.shape
+    found, finite = found.astype(np.float64), np.isfinite(expected)
+    np.testing.assert_array_equal(found[~finite], expected[~finite])
+    if finite.any():
+        scale = max(1.0, float(np.abs(expected[finite]).max()))
+        assert np.abs(found - expected)[finite].max() <= tolerance * scale
+
+
+def assert_agree(operator: Operator, case: Case, found: Outputs, expected: Outputs) -> None:
+    names = operator.outputs_of(case.variant)
+    assert len(found) == len(expected) == len(names)
+    for name, got, want in zip(names, found, expected):
+        dtype = output_dtype(case, name)
+        assert got.dtype == (FLOAT32 if dtype == BFLOAT16 else dtype)
+        spoilt = [] if case.poisoned_row is None else [case.poisoned_row]
+        got_rows, want_rows = (np.delete(array, spoilt, axis=0) for array in (got, want))
+        assert_close(got_rows, want_rows.astype(np.float64), case.tolerances.get(name, operator.tolerance))
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
 @pytest.mark.parametrize(("operator", "case"), CASES)
 def test_agrees_with_the_float64_reference(operator: Operator, case: Case, runner: str) -> None:
-    model = as_model(operator, case)
-    onnx.checker.check_model(model, full_check=True)
-    expected = operator.reference(**case.inputs, **case.attributes)
-    assert_close(RUNNERS[runner](model, operator, case), expected, operator.tolerance)
+    if reason := why_not(runner, case):
+        pytest.skip(reason)
+    found = RUNNERS[runner](operator, case)(case.inputs)
+    assert_agree(operator, case, found, expected_of(operator, case))
+
+
+@pytest.mark.parametrize(("operator", "case"), CASES)
+def test_the_models_are_valid(operator: Operator, case: Case) -> None:
+    for sized in (False, True):
+        onnx.checker.check_model(as_model(operator, case, sized=sized), full_check=True)
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 def test_every_attribute_is_read_by_a_body(operator: Operator) -> None:
     used = {name for variant in operator.bodies for name in operator.function(variant).attribute}
     assert used == set(operator.attributes)
+
+
+@pytest.mark.parametrize(("operator", "case"), CASES)
+def test_a_cases_variant_follows_from_its_node(operator: Operator, case: Case) -> None:
+    assert operator.variant_of(case.attributes, len(case.inputs)) == case.variant
+    assert set(case.inputs) == set(operator.inputs_of(case.variant))
+
+
+LENGTH = 40
+SPLIT_CASES = {
+    "Mamba2Mixer": mamba2_mixer.make_case("split", batch=2, length=LENGTH),
+    "Mamba2Mixer-groups": mamba2_mixer.make_case(
+        "split-groups", length=LENGTH, heads=8, groups=8, head_dim=8, state=64
+    ),
+    **{
+        f"CachedAttention-{cache}-window-{window}": cached_attention.make_case(
+            f"split-{cache}-{window}", past_length=(0, 7), length=LENGTH, window=window, cache=cache
+        )
+        for cache, window in (("float32", 0), ("float16", 0), ("int8", 0), ("float16", 13))
+    },
+}
+"""Cases of ``LENGTH`` positions; the name starts with the operator's."""
+
+
+def in_parts(run: Run, operator: Operator, case: Case, lengths: Sequence[int]) -> Outputs:
+    """The case's positions fed in several calls, each with the states that the last one returned."""
+    inputs, pieces, start = dict(case.inputs), [], 0
+    along_length = {"proj", "query", "key", "value"} & set(inputs)
+    for length in lengths:
+        part = {name: case.inputs[name][:, start : start + length] for name in along_length}
+        y, *present = run(inputs | part)
+        pieces.append(y)
+        for name, state in zip(operator.outputs_of(case.variant)[1:], present):
+            inputs[name.replace("present_", "past_", 1)] = state
+        if "past_length" in inputs:
+            inputs["past_length"] = inputs["past_length"] + length
+        start += length
+    assert start == LENGTH
+    return (np.concatenate(pieces, axis=1), *present)
+
+
+@lru_cache
+def prepared(name: str, runner: str) -> tuple[Operator, Case, Run, Outputs]:
+    operator, case = OPERATORS[name.partition("-")[0]], SPLIT_CASES[name]
+    return operator, case, RUNNERS[runner](operator, case), expected_of(operator, case)
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("name", SPLIT_CASES)
+def test_single_steps_agree_with_the_reference(name: str, runner: str) -> None:
+    operator, case, run, expected = prepared(name, runner)
+    assert_agree(operator, case, in_parts(run, operator, case, [1] * LENGTH), expected)
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("name", SPLIT_CASES)
+@settings(max_examples=10, deadline=None)
+@given(cuts=st.sets(st.integers(1, LENGTH - 1)))
+def test_any_split_agrees_with_the_reference(name: str, runner: str, cuts: set[int]) -> None:
+    operator, case, run, expected = prepared(name, runner)
+    edges = [0, *sorted(cuts), LENGTH]
+    lengths = [end - start for start, end in itertools.pairwise(edges)]
+    assert_agree(operator, case, in_parts(run, operator, case, lengths), expected)

@@ -123,6 +123,15 @@ def test_writing_replaces_a_bundle_as_a_whole_or_not_at_all(copy: Path, tmp_path
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
 
 
+def test_what_a_device_made_for_itself_is_neither_checked_nor_copied(copy: Path, tmp_path: Path) -> None:
+    (copy / "engines").mkdir()
+    (copy / "engines" / "cpu-packed.bin").write_bytes(b"anything")
+    bundle = Bundle.open(copy)
+    sources = {name: Path(shutil.copy(copy / name, tmp_path / name)) for name in REQUIRED_FILES}
+    write_bundle(copy, sources, model=bundle.manifest.model, weights="float32", provenance={})
+    assert not (copy / "engines").exists()
+
+
 def test_writing_over_something_else_is_refused(copy: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photographs"
     folder.mkdir()

@@ -54,6 +54,22 @@ def test_a_session_counts_its_context(model: LanguageModel) -> None:
         assert session.position == completion.prompt_tokens + len(completion.token_ids)
 
 
+def test_a_closed_session_says_so(model: LanguageModel) -> None:
+    with model.session() as session:
+        session.generate("walk")
+    with pytest.raises(ConfigError, match="found closed"):
+        session.generate("walk")
+
+
+def test_a_long_prompt_is_fed_in_blocks(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = "walk around left twice after jump opposite right thrice"
+    expected = model.generate(command).text
+    for block in (1, 2, 5):
+        monkeypatch.setattr(model.engine, "prefill_block", block)
+        assert model.generate(command).text == expected
+        assert model.generate_batch([command, command]) == [expected] * 2
+
+
 def test_a_later_answer_that_fills_the_context_is_marked_as_cut(model: LanguageModel) -> None:
     command = "walk around left thrice"
     room, length = 3, len(model.codec.encode_prompt(command))

@@ -102,19 +102,32 @@ void store_one(Type type, void* state, int64_t index, float x) {
 
 // ---------------------------------------------------------------------------------------------- one token
 
-// Convolution and SiLU of `count` channels from `first` for one token, whose inputs stand at x; moves the conv state on.
+// A channel's convolution for one token, and its state moved on. kPast is 0 where the compiler does not know it.
+template <int64_t kPast>
+float convolve_channel(int64_t any_past, const float* weight, const float* old, float x, float* now) {
+  const int64_t past = kPast ? kPast : any_past;
+  float value = weight[past] * x;
+  for (int64_t tap = 0; tap < past; ++tap) value += weight[tap] * old[tap];
+  for (int64_t tap = 0; tap + 1 < past; ++tap) now[tap] = old[tap + 1];
+  now[past - 1] = x;
+  return value;
+}
+
+// Convolution and SiLU of `count` channels from `first` for one token, whose inputs stand at x.
 void convolve_step(const Mamba2MixerArgs& a, int64_t batch, int64_t first, int64_t count, const float* x, float* out) {
-  const int64_t past = a.kernel - 1, conv_dim = Sizes(a).conv_dim;
-  const float* old = a.past_conv + (((batch * conv_dim) + first) * past);
-  float* now = a.present_conv + (((batch * conv_dim) + first) * past);
-  const float* weight = a.conv_weight + (first * a.kernel);
-  for (int64_t c = 0; c < count; ++c, old += past, now += past, weight += a.kernel) {
-    float value = a.conv_bias[first + c] + (weight[past] * x[c]);
-    for (int64_t tap = 0; tap < past; ++tap) value += weight[tap] * old[tap];
-    for (int64_t tap = 0; tap + 1 < past; ++tap) now[tap] = old[tap + 1];
-    now[past - 1] = x[c];
-    out[c] = value;
+  const int64_t past = a.kernel - 1, state = ((batch * Sizes(a).conv_dim) + first) * past;
+  const float *old = a.past_conv + state, *weight = a.conv_weight + (first * a.kernel);
+  float* now = a.present_conv + state;
+  if (past == 3) {
+    for (int64_t c = 0; c < count; ++c) {
+      out[c] = convolve_channel<3>(3, weight + (4 * c), old + (3 * c), x[c], now + (3 * c));
+    }
+  } else {
+    for (int64_t c = 0; c < count; ++c) {
+      out[c] = convolve_channel<0>(past, weight + (a.kernel * c), old + (past * c), x[c], now + (past * c));
+    }
   }
+  for (int64_t c = 0; c < count; ++c) out[c] += a.conv_bias[first + c];
   silu_in_place(out, count);
 }
 

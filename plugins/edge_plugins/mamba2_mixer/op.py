@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from edge_plugins.operator import Array, Case, Operator
+from edge_plugins.operator import Array, Case, Operator, dtype_of, poison, random_of
 
 DOC = """The Mamba-2 mixer (Dao and Gu 2024, arXiv 2405.21060) with Nemotron-H's grouped gated norm.
 
@@ -20,8 +22,9 @@ inner / groups channels, times norm_weight.
 
 Inputs: proj (batch, length, 2 inner + 2 groups state + heads); conv_weight (conv_dim, kernel); conv_bias
 (conv_dim); dt_bias, a_log, d (heads); norm_weight (inner); past_conv (batch, conv_dim, kernel - 1);
-past_ssm (batch, heads, head_dim, state). Outputs: y (batch, length, inner); present_conv and present_ssm, shaped
-as the past ones. Attributes: groups; conv_dim = inner + 2 groups state; eps of the norm; dt_min, dt_max.
+past_ssm (batch, heads, head_dim, state), which may be stored as float16 or bfloat16. Outputs: y (batch, length,
+inner); present_conv and present_ssm, shaped and stored as the past ones. Attributes: groups; conv_dim = inner +
+2 groups state; eps of the norm; dt_min, dt_max.
 """
 
 BODY = """
@@ -195,9 +198,10 @@ def make_case(
     state: int = 16,
     kernel: int = 4,
     dt_limits: tuple[float, float] = (0.0, 3.4e38),
+    state_dtype: str = "float32",
 ) -> Case:
     """A case with random weights, inputs and carried states of the given sizes."""
-    rng = np.random.default_rng(abs(hash((batch, length, heads, head_dim, groups, state, kernel))) % 2**32)
+    rng = random_of(name)
     inner = heads * head_dim
     conv_dim = inner + 2 * groups * state
 
@@ -213,7 +217,7 @@ def make_case(
         "d": normal(heads),
         "norm_weight": rng.uniform(0.5, 1.5, inner).astype(np.float32),
         "past_conv": normal(batch, conv_dim, kernel - 1),
-        "past_ssm": normal(batch, heads, head_dim, state),
+        "past_ssm": normal(batch, heads, head_dim, state).astype(dtype_of(state_dtype)),
     }
     attributes = {
         "groups": groups,
@@ -222,22 +226,45 @@ def make_case(
         "dt_min": dt_limits[0],
         "dt_max": dt_limits[1],
     }
-    return Case(name, inputs, attributes)
+    tolerances = {"present_ssm": STORED[state_dtype]} if state_dtype in STORED else {}
+    return Case(name, inputs, attributes, tolerances=tolerances, kernel_only=length == 0)
+
+
+STORED = {"float16": 2.0**-11 + 1e-4, "bfloat16": 2.0**-8 + 1e-4}
+"""Largest relative error of a state that is rounded to this type."""
 
 
 def make_cases() -> list[Case]:
-    """Lengths around the chunk sizes, the published head and state sizes, groups, batches, limits."""
-    return [
+    """Lengths around the chunk sizes and none, the published head and state sizes, groups, batches, limits, storage.
+
+    The long one has small time steps, as trained models do. With large ones the function body, for which it is one
+    block, would sum rates up to thousands and be off by their float32 spacing (7.5e-5 of y's maximum seen).
+    """
+    cases = [
         make_case("step", length=1),
         make_case("two", length=2, batch=3),
+        make_case("nothing", length=0, batch=2),
         make_case("odd", length=127, groups=1),
         make_case("block", length=128),
-        make_case("long", length=257, heads=2, head_dim=8),
+        make_case("block-and-one", length=129, groups=4, batch=3, head_dim=8),
+        make_case("long", length=1000, heads=2, head_dim=8, groups=1, dt_limits=(0.0, 0.01)),
         make_case("head-dim-64", heads=8, head_dim=64, groups=8, state=128, length=7),
         make_case("head-dim-80", heads=4, head_dim=80, groups=1, state=64, length=7),
+        make_case("head-dim-80-step", heads=16, head_dim=80, groups=8, state=128, length=1, batch=3),
+        make_case("head-dim-128", heads=2, head_dim=128, groups=2, state=128, length=130),
+        make_case("state-64-step", heads=4, head_dim=64, groups=1, state=64, length=1),
         make_case("kernel-2", kernel=2),
         make_case("limits", dt_limits=(0.01, 0.1)),
+        make_case("float16-state", length=6, state_dtype="float16"),
+        make_case("float16-state-step", length=1, batch=2, head_dim=64, state=128, state_dtype="float16"),
+        make_case("bfloat16-state", length=6, state_dtype="bfloat16"),
+        make_case("bfloat16-state-step", length=1, batch=2, state_dtype="bfloat16"),
     ]
+    for value in (math.nan, math.inf):
+        for length in (1, 5):
+            cases.append(poison(make_case(f"row-{length}", batch=3, length=length), 1, value, "proj"))
+        cases.append(poison(make_case("row-states", batch=3), 1, value, "past_conv", "past_ssm"))
+    return cases
 
 
 MAMBA2_MIXER = Operator(
@@ -258,6 +285,7 @@ MAMBA2_MIXER = Operator(
     attributes={"groups": int, "conv_dim": int, "eps": float, "dt_min": float, "dt_max": float},
     reference=reference,
     bodies={"": BODY},
-    variant_of=lambda attributes: "",
+    variant_of=lambda attributes, inputs: "",
+    weights=frozenset({"conv_weight", "conv_bias", "dt_bias", "a_log", "d", "norm_weight"}),
     make_cases=make_cases,
 )

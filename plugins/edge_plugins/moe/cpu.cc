@@ -113,25 +113,25 @@ Floats gelu(Floats x) {
   return y;
 }
 
-// What stands between the two products, from `risen` of up's width to (intermediate), in place where it is not gated.
+Floats activated(Activation activation, Floats x, Floats gated) {
+  if (activation == Activation::kGelu) return gelu(x);
+  if (activation == Activation::kSiluGated) return silu(x) * gated;
+  const Floats positive = at_least(x, 0.0f);
+  return positive * positive;
+}
+
+// What stands between the two products, from a row of `up`'s width to (intermediate).
 void activate(const MoeArgs& a, const float* risen, float* active) {
-  for (int64_t i = 0; i < a.intermediate; i += kWidth) {
-    const int64_t count = std::min<int64_t>(kWidth, a.intermediate - i);
-    float in[kWidth] = {}, gated[kWidth] = {}, out[kWidth];
-    std::copy_n(risen + i, count, in);
-    Floats x = load(in);
-    if (a.activation == Activation::kRelu2) {
-      x = at_least(x, 0.0f);
-      x = x * x;
-    } else if (a.activation == Activation::kGelu) {
-      x = gelu(x);
-    } else {
-      std::copy_n(risen + a.intermediate + i, count, gated);
-      x = silu(x) * load(gated);
-    }
-    store(out, x);
-    std::copy_n(out, count, active + i);
+  const float* gated = a.activation == Activation::kSiluGated ? risen + a.intermediate : risen;
+  int64_t i = 0;
+  for (; i + kWidth <= a.intermediate; i += kWidth) {
+    store(active + i, activated(a.activation, load(risen + i), load(gated + i)));
   }
+  float rest[2][kWidth] = {};
+  std::copy(risen + i, risen + a.intermediate, rest[0]);
+  std::copy(gated + i, gated + a.intermediate, rest[1]);
+  store(rest[0], activated(a.activation, load(rest[0]), load(rest[1])));
+  std::copy_n(rest[0], a.intermediate - i, active + i);
 }
 
 // outputs (slots, out of the experts' matrices): each slot's row times its expert's matrix.

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
-from edge_plugins.operator import Array, Case, Operator
-from edge_plugins.qlinear.op import dequantize
+from edge_plugins.operator import Array, Case, Operator, dtype_of, poison, random_of
+from edge_plugins.qlinear.op import dequantize, random_integers
 
-DOC = """y = sum over the chosen experts e of weight_e * down_e(relu(up_e(x))^2).
+DOC = """y = sum over the chosen experts e of weight_e * down_e(activation(up_e(x))).
+
+activation: "relu2" is max(u, 0)^2; "gelu" is u (1 + erf(u / sqrt 2)) / 2; "silu_gated" is SiLU(gate) * u, where
+up_weight holds [gate | u] side by side.
 
 scores = sigmoid(router_logits). Experts are ranked by scores + correction_bias: the topk_group best of n_group
 groups (a group's rank is the sum of its two best), in these the top_k best experts. Their weights are the
@@ -15,10 +22,33 @@ uncorrected scores, divided by their sum + 1e-20 if norm_topk_prob, times routed
 (DeepSeek-V3, arXiv 2412.19437, equations 12 to 16).
 
 Inputs: x (batch, length, width); router_logits (batch, length, experts); correction_bias (experts);
-up_weight (experts, width, intermediate); down_weight (experts, intermediate, width). Quantised: the weights
-are int4 or int8, with up_scales (experts, width / block_size, intermediate) and down_scales
-(experts, intermediate / block_size, width). Output: y (batch, length, width).
+up_weight (experts, width, intermediate), twice as wide when gated; down_weight (experts, intermediate, width).
+Float: the weights are float32 or bfloat16. Quantised: int4 or int8, with up_scales
+(experts, width / block_size, intermediate) and down_scales (experts, intermediate / block_size, width).
+Output: y (batch, length, width).
 """
+
+ACTIVATIONS = {
+    "relu2": """
+    positive = Relu (risen)
+    active = Mul (positive, positive)
+""",
+    "gelu": """
+    root_half = Constant <value_float = 0.70710678118654752> ()
+    bent = Mul (risen, root_half)
+    half = Constant <value_float = 0.5> ()
+    sign = Erf (bent)
+    share = Mul (sign, half)
+    passed = Add (share, half)
+    active = Mul (risen, passed)
+""",
+    "silu_gated": """
+    gate, straight = Split <axis = -1, num_outputs = 2> (risen)
+    gate_sigmoid = Sigmoid (gate)
+    gate_silu = Mul (gate, gate_sigmoid)
+    active = Mul (gate_silu, straight)
+""",
+}
 
 ROUTING = """
     scores = Sigmoid (router_logits)
@@ -70,13 +100,14 @@ ROUTING = """
     weights = ScatterElements <axis = 2> (no_weights, chosen, chosen_weights)
 """
 
-EXPERTS = """
+RISE = """
     one_axis = Constant <value_ints = [1]> ()
     x_shared = Unsqueeze (x, one_axis)
     risen = MatMul (x_shared, up_matrix)
-    positive = Relu (risen)
-    squared = Mul (positive, positive)
-    fallen = MatMul (squared, down_matrix)
+"""
+
+FALL = """
+    fallen = MatMul (active, down_matrix)
     weights_by_expert = Transpose <perm = [0, 2, 1]> (weights)
     weights_wide = Unsqueeze (weights_by_expert, minus_one)
     weighted = Mul (fallen, weights_wide)
@@ -84,14 +115,30 @@ EXPERTS = """
 """
 
 FLOAT = """
-    up_matrix = Identity (up_weight)
-    down_matrix = Identity (down_weight)
+    up_matrix = Cast <to = 1> (up_weight)
+    down_matrix = Cast <to = 1> (down_weight)
 """
 
 QUANTIZED = """
     up_matrix = DequantizeLinear <axis = 1, block_size: int = @block_size> (up_weight, up_scales)
     down_matrix = DequantizeLinear <axis = 1, block_size: int = @block_size> (down_weight, down_scales)
 """
+
+BODIES = {
+    prefix + name: ROUTING + matrices + RISE + activation + FALL
+    for prefix, matrices in (("", FLOAT), ("quantized-", QUANTIZED))
+    for name, activation in ACTIVATIONS.items()
+}
+
+
+def activate(risen: Array, activation: str) -> Array:
+    """What stands between an expert's two products, (width) -> (intermediate)."""
+    if activation == "relu2":
+        return np.asarray(np.maximum(risen, 0.0) ** 2)
+    if activation == "gelu":
+        return np.asarray(risen * [0.5 * (1 + math.erf(value / math.sqrt(2))) for value in risen])
+    gate, straight = np.split(risen, 2)
+    return np.asarray(gate / (1 + np.exp(-gate)) * straight)
 
 
 def reference(
@@ -106,6 +153,7 @@ def reference(
     topk_group: int,
     norm_topk_prob: int,
     routed_scaling_factor: float,
+    activation: str,
     up_scales: Array | None = None,
     down_scales: Array | None = None,
     block_size: int = 0,
@@ -124,46 +172,81 @@ def reference(
         chosen = np.argsort(-choice.ravel(), kind="stable")[:top_k]
         weights = scores[chosen] / (scores[chosen].sum() + 1e-20 if norm_topk_prob else 1.0)
         for expert, weight in zip(chosen, weights * routed_scaling_factor):
-            risen = np.maximum(x[index].astype(np.float64) @ up_weight[expert], 0.0)
-            y[index] += weight * (risen**2 @ down_weight[expert])
+            risen = x[index].astype(np.float64) @ up_weight[expert].astype(np.float64)
+            y[index] += weight * (activate(risen, activation) @ down_weight[expert].astype(np.float64))
     return (y,)
 
 
-def _case(name: str, seed: int, lead: tuple[int, int], experts: int, bits: int = 0, **attributes: int | float) -> Case:
-    rng = np.random.default_rng(seed)
-    width, intermediate, block_size = 64, 96, 32
-    shapes = {"up": (experts, width, intermediate), "down": (experts, intermediate, width)}
-    inputs = {
+def make_case(
+    name: str,
+    lead: tuple[int, int],
+    experts: int,
+    *,
+    weights: str = "float32",
+    width: int = 64,
+    intermediate: int = 96,
+    block_size: int = 32,
+    activation: str = "relu2",
+    **attributes: int | float,
+) -> Case:
+    """A case with random weights stored as float32, bfloat16, int8 or int4; ``lead`` is (batch, length)."""
+    rng = random_of(name)
+    gated = 2 if activation == "silu_gated" else 1
+    shapes = {"up": (experts, width, gated * intermediate), "down": (experts, intermediate, width)}
+    inputs: dict[str, Array] = {
         "x": rng.standard_normal((*lead, width), dtype=np.float32),
         "router_logits": rng.standard_normal((*lead, experts), dtype=np.float32),
         "correction_bias": rng.uniform(-0.3, 0.3, experts).astype(np.float32),
     }
     for part, shape in shapes.items():
-        values = rng.standard_normal(shape, dtype=np.float32) * shape[1] ** -0.5
-        inputs[f"{part}_weight"] = values.astype(np.float32)
-        if bits:
-            limit = 2 ** (bits - 1)
-            inputs[f"{part}_weight"] = rng.integers(-limit, limit, shape).astype(np.int8)
-    for part, (_, rows, columns) in shapes.items() if bits else ():
-        inputs[f"{part}_scales"] = rng.uniform(0.005, 0.02, (experts, rows // block_size, columns)).astype(np.float32)
+        if weights.startswith("int"):
+            inputs[f"{part}_weight"] = random_integers(rng, int(weights.removeprefix("int")), shape)
+            scales = rng.uniform(0.005, 0.02, (shape[0], shape[1] // block_size, shape[2]))
+            inputs[f"{part}_scales"] = scales.astype(np.float32)
+        else:
+            values = (rng.standard_normal(shape) * shape[1] ** -0.5).astype(np.float32)
+            inputs[f"{part}_weight"] = values.astype(dtype_of(weights))
     defaults = {"n_group": 1, "topk_group": 1, "norm_topk_prob": 1, "routed_scaling_factor": 1.0}
-    return Case(
-        name, inputs, defaults | attributes | ({"block_size": block_size} if bits else {}), "quantized" if bits else ""
-    )
+    stored = {"block_size": block_size} if weights.startswith("int") else {}
+    all_attributes = {"activation": activation} | defaults | attributes | stored
+    return Case(name, inputs, all_attributes, variant_of(all_attributes, len(inputs)), kernel_only=0 in lead)
 
 
 def make_cases() -> list[Case]:
-    """One and several tokens, every routing setting switched on once, both integer widths."""
-    return [
-        _case("one-token", 0, (1, 1), experts=8, top_k=2),
-        _case("batch", 1, (3, 5), experts=8, top_k=3, routed_scaling_factor=2.5),
-        _case("groups", 2, (2, 6), experts=12, top_k=3, n_group=4, topk_group=2),
-        _case("single-expert-groups", 3, (2, 6), experts=4, top_k=2, n_group=4, topk_group=3),
-        _case("unnormalised", 4, (2, 4), experts=8, top_k=2, norm_topk_prob=0),
-        _case("all-experts", 5, (1, 3), experts=4, top_k=4),
-        _case("int8", 7, (2, 3), experts=8, top_k=2, bits=8),
-        _case("int4", 8, (1, 4), experts=8, top_k=2, bits=4, n_group=2, topk_group=1),
+    """One, many and no tokens, every routing setting and activation, every way of storing, idle experts."""
+    cases = [
+        make_case("one-token", (1, 1), 8, top_k=2),
+        make_case("batch", (3, 5), 8, top_k=3, routed_scaling_factor=2.5),
+        make_case("groups", (2, 6), 12, top_k=3, n_group=4, topk_group=2),
+        make_case("single-expert-groups", (2, 6), 4, top_k=2, n_group=4, topk_group=3),
+        make_case("unnormalised", (2, 4), 8, top_k=2, norm_topk_prob=0),
+        make_case("all-experts", (1, 3), 4, top_k=4),
+        make_case("most-experts-idle", (1, 3), 32, top_k=1),
+        make_case("one-expert", (1, 2), 1, top_k=1),
+        make_case("long", (1, 1000), 6, top_k=2, width=32, intermediate=24),
+        make_case("int8", (2, 3), 8, top_k=2, weights="int8"),
+        make_case("int8-block64", (1, 129), 4, top_k=2, weights="int8", width=128, intermediate=64, block_size=64),
+        make_case("int4", (1, 4), 8, top_k=2, weights="int4", n_group=2, topk_group=1),
+        make_case("int4-block128", (1, 1), 4, top_k=2, weights="int4", width=128, intermediate=256, block_size=128),
+        make_case("int4-long", (1, 127), 8, top_k=3, weights="int4"),
+        make_case("no-tokens", (2, 0), 4, top_k=2),
+        make_case("no-tokens-int4", (1, 0), 4, top_k=2, weights="int4"),
     ]
+    for activation in ACTIVATIONS:
+        for weights in ("bfloat16", "int8", "int4"):
+            name = f"{activation}-{weights}"
+            cases.append(make_case(name, (2, 3), 6, top_k=2, weights=weights, activation=activation))
+        cases.append(make_case(f"{activation}-step", (1, 1), 6, top_k=2, activation=activation))
+    for value in (math.nan, math.inf):
+        for weights in ("float32", "int4"):
+            case = make_case(f"row-{weights}", (4, 1), 6, top_k=2, weights=weights)
+            cases.append(poison(case, 2, value, "x", "router_logits"))
+    return cases
+
+
+def variant_of(attributes: Mapping[str, Any], inputs: int) -> str:
+    """The activation, behind ``quantized-`` where the weights are integers."""
+    return ("quantized-" if "block_size" in attributes else "") + str(attributes["activation"])
 
 
 MOE = Operator(
@@ -177,11 +260,14 @@ MOE = Operator(
         "topk_group": int,
         "norm_topk_prob": int,
         "routed_scaling_factor": float,
+        "activation": str,
         "block_size": int,
     },
     reference=reference,
-    bodies={"": ROUTING + FLOAT + EXPERTS, "quantized": ROUTING + QUANTIZED + EXPERTS},
-    variant_of=lambda attributes: "quantized" if "block_size" in attributes else "",
-    variant_inputs={"quantized": ("up_scales", "down_scales")},
+    bodies=BODIES,
+    variant_of=variant_of,
+    variant_inputs={f"quantized-{name}": ("up_scales", "down_scales") for name in ACTIVATIONS},
+    weights=frozenset({"correction_bias", "up_weight", "down_weight", "up_scales", "down_scales"}),
+    selectors=frozenset({"activation"}),
     make_cases=make_cases,
 )

@@ -225,8 +225,9 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) {
 
 void destroy(void* kernel) { delete static_cast<Handle*>(kernel); }
 
-// A shape while the graph is loaded: sizes, and names of those that are open.
+// A tensor while the graph is loaded: its type, sizes, and names of those that are open.
 struct OpenShape {
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   std::vector<int64_t> dims;
   std::vector<const char*> names;
 
@@ -244,16 +245,17 @@ OpenShape open_shape(const OrtApi& api, const OrtShapeInferContext* context, siz
   size_t rank = 0;
   check(api, api.ShapeInferContext_GetInputTypeShape(context, index, &info));
   check(api, api.GetDimensionsCount(info, &rank));
-  OpenShape shape{std::vector<int64_t>(rank), std::vector<const char*>(rank, "")};
+  OpenShape shape{{}, std::vector<int64_t>(rank), std::vector<const char*>(rank, "")};
+  check(api, api.GetTensorElementType(info, &shape.type));
   check(api, api.GetDimensions(info, shape.dims.data(), rank));
   check(api, api.GetSymbolicDimensions(info, shape.names.data(), rank));
   return shape;
 }
 
-void set_shape(const OrtApi& api, OrtShapeInferContext* context, size_t index, const Port& port, OpenShape shape) {
+void set_shape(const OrtApi& api, OrtShapeInferContext* context, size_t index, OpenShape shape) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   check(api, api.CreateTensorTypeAndShapeInfo(&info));
-  OrtStatus* status = api.SetTensorElementType(info, port.type);
+  OrtStatus* status = api.SetTensorElementType(info, shape.type);
   if (status == nullptr) status = api.SetDimensions(info, shape.dims.data(), shape.dims.size());
   if (status == nullptr) status = api.SetSymbolicDimensions(info, shape.names.data(), shape.names.size());
   if (status == nullptr) status = api.ShapeInferContext_SetOutputTypeShape(context, index, info);
@@ -261,7 +263,8 @@ void set_shape(const OrtApi& api, OrtShapeInferContext* context, size_t index, c
   check(api, status);
 }
 
-// Shapes let ONNX Runtime fuse what follows; where one is not known nothing is lost, so nothing here is an error.
+// Shapes let ONNX Runtime fuse what follows, and of operators that differ in their types it asks only the first: an
+// output has the type of the input that its shape is like. Where one is not known nothing is lost, so nothing here is an error.
 OrtStatus* infer(const OrtCustomOp* op, OrtShapeInferContext* context) {
   const RegisteredOperator& registered = self(op);
   const OrtApi& api = *registered.settings.api;
@@ -274,7 +277,7 @@ OrtStatus* infer(const OrtCustomOp* op, OrtShapeInferContext* context) {
       shape.dims.back() = other.dims.back();
       shape.names.back() = other.names.back();
     }
-    set_shape(api, context, index, registered.type.outputs[index], shape);
+    set_shape(api, context, index, shape);
   };
   for (size_t i = 0; i < registered.type.shapes.size(); ++i) {
     OrtStatus* status = guarded(api, [&] { infer_one(i, registered.type.shapes[i]); });

@@ -102,7 +102,7 @@ class NodeKernel {
   virtual void compute(const NodeRun& run) = 0;
 };
 
-// The input that an output's shape copies, and the input whose last axis then takes the place of its last.
+// The input whose type and shape an output has, and the input whose last axis then takes the place of its last.
 struct ShapeRule {
   size_t like;
   int last_of = -1;

@@ -59,26 +59,21 @@ namespace detail {
 // What was added to the weights to make them unsigned.
 inline int32_t offset_of(Format format) { return format == Format::kInt4 ? 8 : kSignedWeights ? 0 : 128; }
 
-// Rounds one block to int8, x = scale * q; returns the scale, which is NaN where the block holds NaN or infinity.
+// Rounds one block to int8, x = scale * q; returns the scale, which is not finite where x is not.
 inline float round_block(const float* x, int64_t block, int8_t* q, int32_t* total) {
-  Floats most{}, poison{};
-  for (int64_t i = 0; i < block; i += kWidth) {
-    const Floats v = load(x + i);
-    most = larger(most, magnitude(v));
-    poison += v * 0.0f;
-  }
-  const float top = largest(most);
+  Ints most{};  // as bits, where infinity is larger than numbers and NaN larger than infinity
+  for (int64_t i = 0; i < block; i += kWidth) most = larger(most, Ints(magnitude(load(x + i))));
+  const float top = bits_to_float(static_cast<uint32_t>(largest(most)));
   const float inverse = top > 0 ? 127.0f / top : 0.0f;
   Ints sums{};
   for (int64_t i = 0; i < block; i += kWidth) {
     const Floats shifted = load(x + i) * inverse + 12582912.0f;  // the rounded integer stands in the low bits
-    const Ints whole = Ints(Uints(shifted) << 10) >> 10;
+    const Ints whole = Ints(Uints(shifted) << 24) >> 24;
     store(q + i, __builtin_convertvector(whole, Bytes));
-    sums += Ints(Uints(whole) << 24) >> 24;
+    sums += whole;
   }
-  *total = 0;
-  for (int i = 0; i < kWidth; ++i) *total += sums[i];
-  return top * (1.0f / 127.0f) + sum(poison);
+  *total = sum(sums);
+  return top * (1.0f / 127.0f);
 }
 
 }  // namespace detail

@@ -62,6 +62,7 @@ inline Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
 inline Floats at_most(Floats x, float limit) { return x > limit ? splat(limit) : x; }
 inline Floats at_least(Floats x, float limit) { return x < limit ? splat(limit) : x; }
 inline Floats larger(Floats x, Floats y) { return x < y ? y : x; }
+inline Ints larger(Ints x, Ints y) { return x < y ? y : x; }
 inline Floats magnitude(Floats x) { return Floats(Uints(x) & 0x7fffffffu); }
 
 namespace detail {
@@ -89,17 +90,31 @@ inline Floats sum_rows(Floats* rows) {
 // Lane l is the sum of rows[l]; the rows are overwritten.
 inline Floats sum_rows(Floats (&rows)[kWidth]) { return detail::sum_rows<kWidth / 2>(rows); }
 
-inline float sum(Floats v) {
-  for (int width = kWidth / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) v[i] += v[i + width];
+namespace detail {
+
+template <int distance, class V, class Combine>
+inline V fold(V v, const Combine& combine) {
+  if constexpr (distance > 0) {
+    Ints lanes;
+    for (int l = 0; l < kWidth; ++l) lanes[l] = l ^ distance;
+    return fold<distance / 2>(combine(v, V(__builtin_shuffle(v, lanes))), combine);
   }
-  return v[0];
+  return v;
 }
 
+}  // namespace detail
+
+inline float sum(Floats v) {
+  return detail::fold<kWidth / 2>(v, [](Floats a, Floats b) { return a + b; })[0];
+}
+inline int32_t sum(Ints v) {
+  return detail::fold<kWidth / 2>(v, [](Ints a, Ints b) { return a + b; })[0];
+}
 inline float largest(Floats v) {
-  float best = v[0];
-  for (int i = 1; i < kWidth; ++i) best = best < v[i] ? v[i] : best;
-  return best;
+  return detail::fold<kWidth / 2>(v, [](Floats a, Floats b) { return larger(a, b); })[0];
+}
+inline int32_t largest(Ints v) {
+  return detail::fold<kWidth / 2>(v, [](Ints a, Ints b) { return larger(a, b); })[0];
 }
 
 // e^x to 2 units in the last place; 0 below -87.3, the largest power below infinity above 88.3, NaN for NaN.
