@@ -67,12 +67,24 @@ inline Floats magnitude(Floats x) { return Floats(Uints(x) & 0x7fffffffu); }
 
 namespace detail {
 
+// Lane l is lane lanes[l] of a and b behind each other; the lanes are constants to the compiler.
+template <class V>
+inline V shuffle(V a, V b, Ints lanes) {
+#if defined(__clang__)  // which makes one instruction of this
+  V chosen;
+  for (int l = 0; l < kWidth; ++l) chosen[l] = lanes[l] < kWidth ? a[lanes[l]] : b[lanes[l] - kWidth];
+  return chosen;
+#else
+  return __builtin_shuffle(a, b, lanes);
+#endif
+}
+
 // Lane l is a[l ^ flip] where bit `distance` of l is clear, else b[l ^ flip].
 template <int distance, int flip>
 inline Floats interleave(Floats a, Floats b) {
   Ints lanes;
   for (int l = 0; l < kWidth; ++l) lanes[l] = (l & distance ? kWidth : 0) + (l ^ flip);
-  return __builtin_shuffle(a, b, lanes);
+  return shuffle(a, b, lanes);
 }
 
 template <int distance>
@@ -97,7 +109,7 @@ inline V fold(V v, const Combine& combine) {
   if constexpr (distance > 0) {
     Ints lanes;
     for (int l = 0; l < kWidth; ++l) lanes[l] = l ^ distance;
-    return fold<distance / 2>(combine(v, V(__builtin_shuffle(v, lanes))), combine);
+    return fold<distance / 2>(combine(v, shuffle(v, v, lanes)), combine);
   }
   return v;
 }
