@@ -33,6 +33,14 @@ def test_runs_clean_under_the_sanitizers() -> None:
     assert "amx_emulated" in output
 
 
+def test_no_two_tasks_touch_the_same_memory() -> None:
+    need("setarch")
+    folder = build("threads", "native_test", "-DEDGE_SANITIZE=thread", "-DEDGE_ISAS=baseline;neon")
+    # gcc 12's thread sanitizer does not know the random addresses of new Linux kernels.
+    output = run("setarch", "--addr-no-randomize", folder / "native_test")
+    assert len(re.findall(r"^\w+: \d+ checks", output, re.MULTILINE)) == 1
+
+
 def test_every_usable_instruction_set_agrees_with_the_reference(plain: Path) -> None:
     run(plain)
 

@@ -264,7 +264,8 @@ void set_shape(const OrtApi& api, OrtShapeInferContext* context, size_t index, O
 }
 
 // Shapes let ONNX Runtime fuse what follows, and of operators that differ in their types it asks only the first: an
-// output has the type of the input that its shape is like. Where one is not known nothing is lost, so nothing here is an error.
+// output has the type of the input that its shape is like. Where one is not known nothing is lost, so nothing here is
+// an error.
 OrtStatus* infer(const OrtCustomOp* op, OrtShapeInferContext* context) {
   const RegisteredOperator& registered = self(op);
   const OrtApi& api = *registered.settings.api;
