@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_plugins import native_library
+from edge_plugins import missing_reason, native_library
 from edge_sdk.backends import FIRST_CAPACITY, States, Wanted, capacity_for
 from edge_sdk.bundle import ENGINES, GRAPH, WEIGHTS, Bundle
 from edge_sdk.errors import BackendError, explain
@@ -183,7 +183,7 @@ def _add_kernels(options: Any, bundle: Bundle, exact: bool, kernels: str) -> boo
             raise BackendError(
                 explain("kernels", expected="an installed kernel library", found="none", todo="Use auto or none.")
             )
-        log.info("no native kernels are installed: %s", cost)
+        log.warning("no native kernels are installed: %s. %s", cost, missing_reason())
         return False
     options.add_session_config_entry("edge.exact", "1" if exact else "0")
     if kernels != "auto":

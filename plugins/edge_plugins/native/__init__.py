@@ -6,7 +6,8 @@ function bodies, and :func:`missing_reason` says why.
 
 from __future__ import annotations
 
-from functools import cache
+import ctypes
+import logging
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -14,17 +15,27 @@ LIBRARY = HERE / "libedge_plugins_ort.so"
 BUILD_LOG = HERE / "build.log"
 """What the compiler said where it failed."""
 
+log = logging.getLogger("edge_plugins")
 
-@cache
+
 def native_library() -> Path | None:
-    """The library with the operators' kernels, for ``SessionOptions.register_custom_ops_library``; None without one.
+    """The library with the operators' kernels, for ``SessionOptions.register_custom_ops_library``.
+
+    None where there is none, or none that this machine can load, which is logged.
 
     It reads session configuration entries as it is registered, so add these before: ``edge.exact`` (``1`` keeps
     activations in float32; default ``0``), ``edge.isa`` (an instruction set; default ``auto``),
     ``edge.packed_weights`` (a file that keeps the packed weights; default none) and ``edge.packed_key`` (a text that
     only these weights have, such as their sha256; a file of another key is made anew).
     """
-    return LIBRARY if LIBRARY.exists() else None
+    if not LIBRARY.is_file():
+        return None
+    try:
+        ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        log.warning("%s is left aside, since it does not load: %s", LIBRARY, error)
+        return None
+    return LIBRARY
 
 
 def missing_reason() -> str:
