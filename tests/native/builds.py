@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from places import ROOT
+
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+"""Where programs are looked for: first among this environment's own, CMake and Ninja."""
 
 
 def build(name: str, target: str, *options: str) -> Path:
@@ -17,13 +22,15 @@ def build(name: str, target: str, *options: str) -> Path:
     folder = ROOT / "build" / f"test-{name}"
     configure = ["cmake", "-G", "Ninja", "-S", ROOT / "plugins", "-B", folder, "-DEDGE_WERROR=ON", "-DEDGE_TESTS=ON"]
     for command in ([*configure, *options], ["cmake", "--build", folder, "--target", target]):
-        result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            list(map(str, command)), env=os.environ | {"PATH": PATH}, capture_output=True, text=True, check=False
+        )
         assert result.returncode == 0, (result.stdout + result.stderr)[-5000:]
     return folder
 
 
 def need(*programs: str) -> None:
     """Skips the test where a program is missing; ``make test`` installs them where it may."""
-    missing = [program for program in programs if shutil.which(program) is None]
+    missing = [program for program in programs if shutil.which(program, path=PATH) is None]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)} (`make debian` installs them on Debian and Ubuntu)")
