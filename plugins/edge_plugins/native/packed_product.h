@@ -144,7 +144,7 @@ class RowsBuffer {
 namespace detail {
 
 #if defined(__AVX512F__)
-constexpr int kDotRows = 4;
+constexpr int kDotRows = 3;
 constexpr int kDotVectors = 4;
 #elif defined(__aarch64__)
 constexpr int kDotRows = 4;
