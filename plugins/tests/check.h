@@ -53,7 +53,8 @@ class Floats {
   float& operator[](int64_t i) { return all_[static_cast<size_t>(i) + 1]; }
   // Bit for bit.
   bool operator==(const Floats& other) const {
-    return all_.size() == other.all_.size() && std::memcmp(all_.data() + 1, other.all_.data() + 1, 4 * all_.size() - 4) == 0;
+    return all_.size() == other.all_.size() &&
+           std::memcmp(all_.data() + 1, other.all_.data() + 1, 4 * all_.size() - 4) == 0;
   }
 
  private:

@@ -198,23 +198,37 @@ void test_completed(const Model& model) {
   check(is_mapped(again, folder.file()), "the completed file is mapped");
 }
 
+// How many checks fail where no file may be larger than `room` bytes.
+int load_with_room(const Model& model, const std::string& path, rlim_t room) {
+  std::signal(SIGXFSZ, SIG_IGN);
+  const rlimit limit{room, room};
+  setrlimit(RLIMIT_FSIZE, &limit);
+  const int failed = count().failed;
+  const Session session = load(model, path);
+  check_weights(model, session, "full disk");
+  check(session.warnings.size() == 1, "full disk: one warning");
+  return count().failed - failed;
+}
+
 void test_no_room(const Model& model) {
   const Folder folder;
   const Session nowhere = load(model, "/proc/no/such/folder/weights");
   check_weights(model, nowhere, "no folder");
   check(nowhere.warnings.size() == 1, "no folder: one warning");
-  const int full = in_child([&] {
-    std::signal(SIGXFSZ, SIG_IGN);
-    const rlimit limit{4096, 4096};
-    setrlimit(RLIMIT_FSIZE, &limit);
-    const int failed = count().failed;
-    const Session session = load(model, folder.file());
-    check_weights(model, session, "full disk");
-    check(session.warnings.size() == 1, "full disk: one warning");
-    return count().failed - failed;
-  });
-  check(full == 0, "a full disk");
-  check(folder.names().empty(), "a full disk: nothing is left");
+  for (const rlim_t room : {0, 64, 1000, 3000, 4096, 6000}) {
+    check(in_child([&] { return load_with_room(model, folder.file(), room); }) == 0, "a full disk");
+    check(folder.names().empty(), "a full disk: nothing is left");
+  }
+  const Folder other;
+  Model first = model;
+  std::swap(first.requests[0], first.requests[1]);
+  first.requests.resize(1);
+  load(first, other.file());
+  for (const rlim_t room : {1000, 3000, 4096, 6000}) {
+    check(in_child([&] { return load_with_room(model, other.file(), room); }) == 0,
+          "a disk too full to complete a file");
+    check(other.names().size() == 1, "a disk too full to complete a file: nothing else is left");
+  }
   const int barred = in_child([&] {
     chmod(folder.path().c_str(), 0555);
     if (geteuid() == 0 && setuid(65534) != 0) return 1;

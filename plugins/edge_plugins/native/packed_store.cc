@@ -103,13 +103,7 @@ PackedWeight PackedStore::get(const PackedRequest& request, const Log& log) {
   if (const Entry* entry = find(new_index_, request)) {
     return matrices_at(entry->shape, entry->count, new_memory_.at(request.name));
   }
-  if (const Entry* entry = find(existing_index_, request)) {
-    served_[request.name] = *entry;
-    // Where the file lacks another weight a complete one is under way, and this belongs there too.
-    const uint8_t* old = existing_.get() + entry->offset;
-    if (new_file_ != nullptr) append(request.name, *entry, [&](uint8_t* to) { std::memcpy(to, old, entry->bytes); });
-    return matrices_at(entry->shape, entry->count, {existing_, old});
-  }
+  if (const Entry* entry = find(existing_index_, request)) return serve(request.name, *entry, log);
   Entry entry;
   entry.shape = request.shape;
   entry.shape.half_scales =
@@ -129,6 +123,20 @@ PackedWeight PackedStore::get(const PackedRequest& request, const Log& log) {
   const std::shared_ptr<uint8_t> memory = new_memory(entry.bytes);
   fill(memory.get());
   return matrices_at(entry.shape, entry.count, memory);
+}
+
+PackedWeight PackedStore::serve(const std::string& name, const Entry& entry, const Log& log) {
+  const uint8_t* old = existing_.get() + entry.offset;
+  served_[name] = entry;
+  if (new_file_ != nullptr) {
+    // The file lacked another weight, so that a complete one is under way, where this belongs too.
+    try {
+      append(name, entry, [&](uint8_t* target) { std::memcpy(target, old, entry.bytes); });
+    } catch (const std::runtime_error& error) {
+      give_up(error.what(), log);
+    }
+  }
+  return matrices_at(entry.shape, entry.count, {existing_, old});
 }
 
 const PackedStore::Entry* PackedStore::find(const Index& index, const PackedRequest& request) const {

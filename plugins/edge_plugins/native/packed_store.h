@@ -67,6 +67,7 @@ class PackedStore {
   std::string read_index(const uint8_t* file, uint64_t size);
   std::string index_bytes() const;
   const Entry* find(const Index& index, const PackedRequest& request) const;
+  PackedWeight serve(const std::string& name, const Entry& entry, const Log& log);
   PackedWeight append(const std::string& name, Entry entry, const std::function<void(uint8_t*)>& fill);
   void start_file();
   void give_up(const std::string& reason, const Log& log);
