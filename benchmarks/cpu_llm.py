@@ -223,7 +223,7 @@ def make(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """The subcommand ``export``."""
-    from edge_export.pack import WeightFormat, export_graph, make_bundle
+    from edge_export.pack import Storage, WeightFormat, export_graph, make_bundle
 
     if options.weights not in get_args(WeightFormat):
         known = ", ".join(get_args(WeightFormat))
@@ -232,7 +232,7 @@ def export(options: argparse.Namespace) -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.out.parent) as folder:
         graph = Path(folder) / "graph"
-        export_graph(options.folder, graph, weights=weights, block_size=options.block_size)
+        export_graph(options.folder, graph, Storage(weights=weights, block_size=options.block_size))
         bundle = make_bundle(options.folder, graph, options.out)
     print(f"{options.out}: {bundle.manifest.weights}, {bundle.total_bytes():,} bytes")
 

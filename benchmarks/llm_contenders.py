@@ -85,9 +85,7 @@ class OursDriver:
 
     def __init__(self, path: Path, threads: int) -> None:
         import edge_sdk
-        from edge_sdk.language import PREFILL_BLOCK
 
-        self._block = PREFILL_BLOCK
         model = edge_sdk.load(path, threads=threads, verify_hashes=False)
         if "torch" in sys.modules:
             raise RuntimeError("torch was loaded: what is measured here must run without it")
@@ -105,8 +103,10 @@ class OursDriver:
         self.feed(context)
 
     def feed(self, ids: np.ndarray) -> None:
-        for start in range(0, len(ids), self._block):
-            _, self._states = self._engine.step(ids[None, start : start + self._block], self._states)
+        block = self._engine.prefill_block
+        for start in range(0, len(ids), block):
+            wanted: Literal["last", "none"] = "last" if start + block >= len(ids) else "none"
+            self._engine.step(ids[None, start : start + block], self._states, wanted)
 
 
 class TransformersDriver:

@@ -42,9 +42,29 @@ struct Layer {
          a_log = Floats::uniform(kHeads, 0, 2.8f), d = Floats::normal(kHeads),
          norm_weight = Floats::uniform(kInner, 0.5f, 1.5f), conv{kConvDim * (kTaps - 1)}, ssm{kInner * kState},
          y{kInner};
-  Mamba2MixerArgs args{1, 1, kHeads, kHeadDim, kGroups, kState, kTaps, 1e-5f, 0.0f, 3.4e38f, proj.data(),
-                       conv_weight.data(), conv_bias.data(), dt_bias.data(), a_log.data(), d.data(),
-                       norm_weight.data(), conv.data(), ssm.data(), Type::kFloat32, y.data(), conv.data(), ssm.data()};
+  Mamba2MixerArgs args{1,
+                       1,
+                       kHeads,
+                       kHeadDim,
+                       kGroups,
+                       kState,
+                       kTaps,
+                       1e-5f,
+                       0.0f,
+                       3.4e38f,
+                       proj.data(),
+                       conv_weight.data(),
+                       conv_bias.data(),
+                       dt_bias.data(),
+                       a_log.data(),
+                       d.data(),
+                       norm_weight.data(),
+                       conv.data(),
+                       ssm.data(),
+                       Type::kFloat32,
+                       y.data(),
+                       conv.data(),
+                       ssm.data()};
 };
 
 double silu(double x) { return x / (1 + std::exp(-x)); }

@@ -14,9 +14,9 @@
 namespace edge::EDGE_ISA {
 namespace {
 
-constexpr int64_t kKeys = 64;      // in a block
-constexpr int64_t kSplit = 1024;   // keys of one task when a single token is fed
-constexpr int64_t kRows = 256;     // query rows of one task, about
+constexpr int64_t kKeys = 64;     // in a block
+constexpr int64_t kSplit = 1024;  // keys of one task when a single token is fed
+constexpr int64_t kRows = 256;    // query rows of one task, about
 constexpr float kLowest = -3.4e38f;
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -30,9 +30,7 @@ struct CacheHead {
   uint8_t* rows;  // (capacity, head_dim)
   float* scales;  // (capacity), int8 only
 
-  uint8_t* row(int64_t position) const {
-    return rows + (static_cast<size_t>(position * head_dim) * size_of(type));
-  }
+  uint8_t* row(int64_t position) const { return rows + (static_cast<size_t>(position * head_dim) * size_of(type)); }
 
   void write(int64_t position, const float* x) const {
     if (type == Type::kInt8) return write_int8(position, x);

@@ -24,7 +24,7 @@ struct CachedAttentionArgs {
   Type cache_type;             // float32, float16 or int8
   const void* past_key;        // (batch, kv_heads, capacity, head_dim)
   const void* past_value;
-  const float* past_key_scale;    // (batch, kv_heads, capacity), int8 only
+  const float* past_key_scale;  // (batch, kv_heads, capacity), int8 only
   const float* past_value_scale;
   float* y;           // (batch, length, heads * head_dim)
   void* present_key;  // may be past_key itself: then only the new rows are written

@@ -13,8 +13,8 @@
 namespace edge::EDGE_ISA {
 namespace {
 
-constexpr int64_t kChunk = 64;         // positions; a multiple of every kWidth
-constexpr int64_t kWorthATask = 8;     // prefill makes at least so many tasks where there are enough heads
+constexpr int64_t kChunk = 64;           // positions; a multiple of every kWidth
+constexpr int64_t kWorthATask = 8;       // prefill makes at least so many tasks where there are enough heads
 constexpr int64_t kStepBytes = 1 << 17;  // of state that a task of a single step moves
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -132,7 +132,7 @@ void convolve_step(const Mamba2MixerArgs& a, int64_t batch, int64_t first, int64
 }
 
 struct HeadStep {
-  float decay;     // exp(dt a)
+  float decay;  // exp(dt a)
   float dt;
   const float* x;  // (head_dim)
   const float* b;  // (state)
@@ -227,7 +227,8 @@ void step(const Mamba2MixerArgs& a, const Parallel& parallel) {
 
 // ---------------------------------------------------------------------------------------------- many tokens
 
-constexpr int64_t kAhead = 8;  // rows; a group's part of proj is a short run in each long row, which no hardware foresees
+constexpr int64_t kAhead =
+    8;  // rows; a group's part of proj is a short run in each long row, which no hardware foresees
 
 void prefetch_row(const float* row, int64_t count) {
   for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(row + i);
@@ -329,9 +330,7 @@ class GroupScan {
 
  private:
   float* state_of(int64_t head) { return states_ + (head * a_.state * padded_); }
-  int64_t base_of(int64_t head) const {
-    return ((batch_ * a_.heads) + first_ + head) * a_.head_dim * a_.state;
-  }
+  int64_t base_of(int64_t head) const { return ((batch_ * a_.heads) + first_ + head) * a_.head_dim * a_.state; }
 
   void load_states() {
     for (int64_t h = 0; h < heads_; ++h) {
@@ -413,8 +412,8 @@ class GroupScan {
     constexpr int64_t rows = kChunk / 4;
     for (int64_t i = 0; i < count; i += rows) {
       const int64_t these = std::min(rows, count - i), depth = std::min(i + rows, count);
-      multiply({these, padded_, depth, mixing_ + (i * kChunk), kChunk, x_dt_, padded_, y_ + (i * padded_), padded_,
-                true});
+      multiply(
+          {these, padded_, depth, mixing_ + (i * kChunk), kChunk, x_dt_, padded_, y_ + (i * padded_), padded_, true});
     }
   }
 

@@ -135,8 +135,8 @@ void activate(const MoeArgs& a, const float* risen, float* active) {
 }
 
 // outputs (slots, out of the experts' matrices): each slot's row times its expert's matrix.
-void expert_products(const Routes& routes, const PackedMatrix* weights, const Rows& rows,
-                     float* outputs, const Parallel& parallel) {
+void expert_products(const Routes& routes, const PackedMatrix* weights, const Rows& rows, float* outputs,
+                     const Parallel& parallel) {
   const PackedMatrix& any = weights[0];
   const int64_t step = panels_per_task(any), tasks = (any.panels() + step - 1) / step;
   parallel(static_cast<size_t>(routes.used_count * tasks), [&](size_t index) {
@@ -163,9 +163,8 @@ Rows gather(Frame& frame, const MoeArgs& a, const Routes& routes, const Parallel
     }
     return by_slot.rows(floats);
   }
-  parallel(static_cast<size_t>(a.tokens), [&](size_t t) {
-    by_token.fill(static_cast<int64_t>(t), a.x + (static_cast<int64_t>(t) * a.width));
-  });
+  parallel(static_cast<size_t>(a.tokens),
+           [&](size_t t) { by_token.fill(static_cast<int64_t>(t), a.x + (static_cast<int64_t>(t) * a.width)); });
   const Rows rounded = by_token.rows(nullptr);
   for (int64_t s = 0; s < routes.slots; ++s) by_slot.copy(s, rounded, routes.tokens[s]);
   return by_slot.rows(nullptr);

@@ -10,8 +10,8 @@
 
 namespace edge::EDGE_ISA::amx {
 
-constexpr int kTile = 16;        // rows of a tile, and float32 columns
-constexpr int kTileDepth = 32;   // bfloat16 inputs that one instruction multiplies
+constexpr int kTile = 16;       // rows of a tile, and float32 columns
+constexpr int kTileDepth = 32;  // bfloat16 inputs that one instruction multiplies
 
 #if defined(EDGE_EMULATE_AMX)
 

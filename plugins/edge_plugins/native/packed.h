@@ -41,7 +41,8 @@ struct PackedMatrix {
 // Whether float16 holds every scale exactly.
 bool fits_float16(const float* scales, int64_t count);
 
-// Why a matrix of these sizes cannot be packed, or nullptr. `in` must be even, and a multiple of the block if quantised.
+// Why a matrix of these sizes cannot be packed, or nullptr. `in` must be even, and a multiple of the block if
+// quantised.
 const char* unpackable(const PackedMatrix& shape);
 
 // Packs an ONNX tensor (in, out), int4 two to a byte with the first in the low half, and its scales (in / block, out)

@@ -83,8 +83,8 @@ class RowsBuffer {
  public:
   RowsBuffer(Frame& frame, const PackedMatrix& weight, Rounding rounding, int64_t tokens)
       : offset_(detail::offset_of(weight.format)), block_(weight.block) {
-    rows_ = {rounding, weight.in, weight.quantized() ? weight.in / weight.block : 0,
-             nullptr, nullptr, nullptr, nullptr, nullptr};
+    rows_ = {rounding, weight.in, weight.quantized() ? weight.in / weight.block : 0, nullptr, nullptr, nullptr,
+             nullptr,  nullptr};
     if (rounding == Rounding::kInt8) {
       rows_.bytes = bytes_ = frame.take<int8_t>(tokens * weight.in);
       rows_.scales = scales_ = frame.take<float>(tokens * rows_.blocks);
@@ -153,7 +153,7 @@ constexpr int kDotVectors = 2;
 constexpr int kDotRows = 2;
 constexpr int kDotVectors = 2;
 #endif
-constexpr int64_t kChunk = 256;      // inputs whose weights stay in the first-level cache; a multiple of every block
+constexpr int64_t kChunk = 256;       // inputs whose weights stay in the first-level cache; a multiple of every block
 constexpr int64_t kRowsAtOnce = 256;  // token rows whose sums stay in the second-level cache
 constexpr int64_t kFewRows = 4;       // up to these, int4 weights are taken apart again for every tile
 
@@ -187,7 +187,8 @@ using Dots = Ints[kRows][kVectors];
 
 // dots += kRows rows of int8 (x_stride apart) times one block of kVectors vectors of outputs.
 template <Line kLine, int kRows, int kVectors>
-inline void dot_block(const uint8_t* line, int64_t block, const int8_t* x, int64_t x_stride, Dots<kRows, kVectors>& dots) {
+inline void dot_block(const uint8_t* line, int64_t block, const int8_t* x, int64_t x_stride,
+                      Dots<kRows, kVectors>& dots) {
   constexpr int64_t inputs = kLine == Line::kInt4 ? 8 : 4;
   for (int64_t k = 0; k < block; k += inputs, line += kPanel * 4) {
     Ints weights[kVectors];

@@ -21,7 +21,8 @@ class Parallel {
       for (size_t index = 0; index < count; ++index) f(index);
       return;
     }
-    run_(pool_, [](void* g, size_t index) { (*static_cast<const F*>(g))(index); }, count, const_cast<F*>(&f));
+    run_(
+        pool_, [](void* g, size_t index) { (*static_cast<const F*>(g))(index); }, count, const_cast<F*>(&f));
   }
 
  private:

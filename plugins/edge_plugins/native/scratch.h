@@ -1,4 +1,5 @@
-// Memory for a kernel's intermediate results: each thread keeps what it once needed, so a decode step allocates nothing.
+// Memory for a kernel's intermediate results: each thread keeps what it once needed, so a decode step allocates
+// nothing.
 #pragma once
 
 #include <cstddef>
