@@ -77,11 +77,13 @@ def _aligned_zeros(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
 
 
 class _Call:
-    """Bindings of one session to one States for inputs of one shape: nothing is allocated when it is repeated."""
+    """Bindings of one session to one States for inputs of one shape: nothing is allocated when it is repeated.
 
-    def __init__(self, engine: OrtEngine, states: OrtStates, length: int, kept: int) -> None:
-        batch = len(states.past_length)
-        self.engine, self.states, self.shape = engine, states, (length, kept)
+    The States own their call and not the other way round, so that both are freed as soon as a session ends.
+    """
+
+    def __init__(self, engine: OrtEngine, batch: int, length: int, kept: int) -> None:
+        self.engine, self.shape = engine, (length, kept)
         self.input_ids = np.empty((batch, length), dtype=np.int64)
         self.logits = np.empty((batch, kept, engine.config.vocab_size), dtype=np.float32)
         self._positions = np.arange(length - kept, length)
@@ -89,18 +91,17 @@ class _Call:
         self._alive: list[Any] = []
         """The OrtValues, which keep the arrays' memory from being freed."""
 
-    def run(self, input_ids: np.ndarray) -> None:
+    def run(self, input_ids: np.ndarray, states: OrtStates) -> None:
         """One step of the session, from the states' current set of buffers into the next."""
         self.input_ids[...] = input_ids
-        turn = self.states.turn
-        if turn not in self._bindings:
-            self._bindings[turn] = self._bind(turn)
-        self.engine.session.run_with_iobinding(self._bindings[turn])
+        if states.turn not in self._bindings:
+            self._bindings[states.turn] = self._bind(states)
+        self.engine.session.run_with_iobinding(self._bindings[states.turn])
 
-    def _bind(self, turn: int) -> Any:
-        config, sets = self.engine.config, self.states.sets
-        read, written = sets[turn], sets[(turn + 1) % len(sets)]
-        fed = (self.input_ids, self.states.past_length, self._positions, *read)
+    def _bind(self, states: OrtStates) -> Any:
+        config, sets = self.engine.config, states.sets
+        read, written = sets[states.turn], sets[(states.turn + 1) % len(sets)]
+        fed = (self.input_ids, states.past_length, self._positions, *read)
         binding = self.engine.session.io_binding()
         for spec, array in zip(config.inputs(), fed):
             binding.bind_ortvalue_input(spec.name, self._share(array))
@@ -165,8 +166,8 @@ class OrtEngine:
             states.grow(capacity_for(needed, states.capacity, self.config.max_length))
         kept = {"last": 1, "all": length, "none": 0}[logits]
         if states.call is None or states.call.shape != (length, kept):
-            states.call = _Call(self, states, length, kept)
-        states.call.run(input_ids)
+            states.call = _Call(self, len(states.past_length), length, kept)
+        states.call.run(input_ids, states)
         states.advance(length)
         return states.call.logits
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -147,3 +149,15 @@ def test_a_template_that_reaches_out_is_refused(scan_bundle: Path, tmp_path: Pat
 def test_public_names_are_there() -> None:
     assert all(hasattr(edge_sdk, name) for name in edge_sdk.__all__)
     assert json.loads(json.dumps(edge_sdk.__version__)).count(".") == 2
+
+
+def test_a_sessions_states_are_freed_as_it_ends(model: LanguageModel) -> None:
+    session = model.session()
+    session.generate("walk left", max_new_tokens=2)
+    states = weakref.ref(session._states)
+    gc.disable()
+    try:
+        del session
+        assert states() is None
+    finally:
+        gc.enable()

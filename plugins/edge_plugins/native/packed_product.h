@@ -157,6 +157,10 @@ constexpr int64_t kChunk = 256;       // inputs whose weights stay in the first-
 constexpr int64_t kRowsAtOnce = 256;  // token rows whose sums stay in the second-level cache
 constexpr int64_t kFewRows = 4;       // up to these, int4 weights are taken apart again for every tile
 
+// Bytes that a single row's product reads ahead: the hardware stops at each page. On Zen 5 with two threads that gives
+// a fifth more of the memory's rate, twice as far nothing.
+constexpr int64_t kAhead = 4096;
+
 // How a line of weights (64 outputs, four bytes each) is stored.
 enum class Line { kInt8, kInt4, kBytes };
 
@@ -193,6 +197,7 @@ inline void dot_block(const uint8_t* line, int64_t block, const int8_t* x, int64
   for (int64_t k = 0; k < block; k += inputs, line += kPanel * 4) {
     Ints weights[kVectors];
     for (int j = 0; j < kVectors; ++j) {
+      if constexpr (kRows == 1) __builtin_prefetch(line + kAhead + (j * kWidth * 4));
       weights[j] = ready<kLine>(load<Ints>(line + (j * kWidth * 4)));
       keep(weights[j]);
     }
