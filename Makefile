@@ -32,10 +32,12 @@ native: .venvs/native
 .venvs/native: $(shell find plugins -name '*.cc' -o -name '*.h' -o -name CMakeLists.txt) | $(WORKSTATION)/ready
 	@echo "[setup] native kernels ..." && $(WORKSTATION)/bin/$(PIP) --no-deps -e . && touch $@
 
-# What some tests need beyond Python: a compiler and an emulator for Arm. Without them those tests are skipped.
+# What tests need beyond Python: compilers, and an emulator for Arm. Without the latter some tests are skipped.
 debian:
 	@missing=""; need() { command -v "$$1" > /dev/null || missing="$$missing $$2"; }; \
 	need c++ g++; need aarch64-linux-gnu-g++ g++-aarch64-linux-gnu; need qemu-aarch64-static qemu-user-static; \
+	$(PYTHON) -c 'import os, sysconfig; os.stat(sysconfig.get_paths()["include"] + "/Python.h")' 2> /dev/null \
+	  || missing="$$missing python3-dev"; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then echo "[setup] apt-get install$$missing"; \
 	  { apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing; } > /dev/null 2>&1 \

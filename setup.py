@@ -92,6 +92,8 @@ class BuildNative(build_ext):
             try:
                 with log.open("w", encoding="utf-8") as output:
                     compile_into(folder, target, output)
+                if self.require_native and not (target / MODULE).exists():
+                    raise OSError("The Python module needs pybind11 and Python.h, which is in Debian's python3-dev")
                 log.unlink()
             except (OSError, subprocess.CalledProcessError) as error:
                 with log.open("a", encoding="utf-8") as output:

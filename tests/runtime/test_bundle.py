@@ -124,7 +124,7 @@ def test_writing_replaces_a_bundle_as_a_whole_or_not_at_all(copy: Path, tmp_path
 
 
 def test_what_a_device_made_for_itself_is_neither_checked_nor_copied(copy: Path, tmp_path: Path) -> None:
-    (copy / "engines").mkdir()
+    (copy / "engines").mkdir(exist_ok=True)
     (copy / "engines" / "cpu-packed.bin").write_bytes(b"anything")
     bundle = Bundle.open(copy)
     sources = {name: Path(shutil.copy(copy / name, tmp_path / name)) for name in REQUIRED_FILES}
