@@ -16,6 +16,9 @@ from edge_sdk.errors import ConfigError, explain
 INT4_SUFFIX = "packed_int4"
 """Ends the name of a weight whose bytes hold two int4 values each, the first in the low half."""
 
+LARGEST_BLOCK = 256
+"""With 512, ONNX Runtime's own int4 product (the function body's, 1.23.2) gives NaN."""
+
 
 def quantize_blocks(weight: Tensor, bits: int, block_size: int) -> tuple[Tensor, Tensor]:
     """Round to nearest, symmetric: weight (..., in, out) -> int8 values and scales (..., in / block_size, out).
@@ -24,11 +27,11 @@ def quantize_blocks(weight: Tensor, bits: int, block_size: int) -> tuple[Tensor,
     further than the upper (as llama.cpp's Q4_0 does). Scales are float32 numbers that float16 holds exactly, so that
     kernels can store them in two bytes, but for those that float16 would change by more than a 256th.
     """
-    if weight.shape[-2] % block_size:
+    if block_size > LARGEST_BLOCK or weight.shape[-2] % block_size:
         raise ConfigError(
             explain(
                 "block_size",
-                expected=f"a divisor of the input width {weight.shape[-2]}",
+                expected=f"a divisor of the input width {weight.shape[-2]}, at most {LARGEST_BLOCK}",
                 found=block_size,
                 todo="Choose 32 or 64.",
             )

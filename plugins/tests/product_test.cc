@@ -137,7 +137,9 @@ void test_products(const Kernels& kernels) {
                                          {128, 65, 64},
                                          {160, 130, 32},
                                          {256, 64, 128},
-                                         {512, 200, 64}}) {
+                                         {512, 200, 64},
+                                         {288, 40, 96},
+                                         {1024, 33, 512}}) {
       Matrix matrix(format, in, out, block, out % 2 == 0);
       for (const int64_t tokens : {0, 1, 2, 3, 5, 16, 17, 33}) {
         test_qlinear(kernels, matrix, tokens, true);

@@ -198,9 +198,10 @@ def test_scales_that_float16_cannot_hold_stay_as_they_are(factor: float) -> None
     assert (error <= scales.abs() * 1.0001).all()
 
 
-def test_a_block_size_that_does_not_divide_is_refused() -> None:
+@pytest.mark.parametrize(("width", "block_size"), [(48, 32), (1024, 512)])
+def test_a_block_size_that_does_not_divide_or_is_too_large_is_refused(width: int, block_size: int) -> None:
     with pytest.raises(ConfigError, match="block_size"):
-        quantize_blocks(torch.zeros(48, 4), 4, 32)
+        quantize_blocks(torch.zeros(width, 4), 4, block_size)
 
 
 def test_a_graph_of_another_checkpoint_is_not_bundled(tmp_path: Path) -> None:

@@ -19,8 +19,6 @@ constexpr int64_t kSplit = 1024;  // keys of one task when a single token is fed
 constexpr int64_t kRows = 256;    // query rows of one task, about
 constexpr float kLowest = -3.4e38f;
 
-int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-
 // ---------------------------------------------------------------------------------------------- the cache
 
 // One key-value head of one batch row: keys or values.

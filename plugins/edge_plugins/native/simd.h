@@ -31,6 +31,8 @@ using Uints = uint32_t __attribute__((vector_size(4 * kWidth)));
 using Halves = uint16_t __attribute__((vector_size(2 * kWidth)));
 using Bytes = int8_t __attribute__((vector_size(kWidth)));
 
+inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
 template <class V = Floats>
 inline V load(const void* from) {
   V v;

@@ -62,17 +62,20 @@ def make_case(kind: str, lead: tuple[int, ...], width: int, out: int, block_size
 
 
 def make_cases() -> list[Case]:
-    """Every way of storing, block sizes of 32, 64 and 128, odd widths, one and many tokens, none at all."""
+    """Every way of storing, usual and unusual block sizes, odd widths, one and many tokens, none at all."""
     cases = [
         make_case("int4", (1, 1), 64, 48, 32),
         make_case("int4", (3, 5), 128, 33, 32),
         make_case("int4", (1, 2), 320, 72, 64),
         make_case("int4", (1, 127), 256, 40, 128),
+        make_case("int4", (1, 9), 288, 40, 96),
+        make_case("int4", (1, 9), 512, 20, 256),
         make_case("int4", (1, 0), 32, 8, 32),
         make_case("int8", (1, 1), 96, 50, 32),
         make_case("int8", (2, 7), 256, 24, 128),
         make_case("int8", (1, 129), 192, 31, 64),
         make_case("int8", (1, 1000), 64, 17, 32),
+        make_case("int8", (1, 9), 480, 40, 160),
         make_case("int8", (3, 0), 64, 8, 64),
         make_case("bfloat16", (1, 1), 80, 49),
         make_case("bfloat16", (3, 128), 72, 64),
