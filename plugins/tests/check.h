@@ -72,6 +72,14 @@ inline std::vector<uint8_t> as_type(Floats& values, Type type) {
   return bytes;
 }
 
+// The other way round.
+inline reference::Doubles loaded(const std::vector<uint8_t>& bytes, Type type) {
+  reference::Doubles values;
+  const int64_t size = static_cast<int64_t>(bytes.size() / size_of(type));
+  for (int64_t i = 0; i < size; ++i) values.push_back(reference::load(bytes.data(), type, i));
+  return values;
+}
+
 // Whether found is expected within `tolerance` of the largest magnitude, or of 1.
 inline void check_close(const reference::Doubles& found, const reference::Doubles& expected, double tolerance,
                         const std::string& what) {
