@@ -30,7 +30,7 @@ import numpy as np
 from edge_sdk.bundle import GRAPH
 from edge_sdk.errors import ConfigError, EdgeError, explain
 from llm_contenders import DECODE, PREFILL, Contender, LlamaBench, Sample, Task, Worker
-from machine import busy, processor, read_bandwidth
+from machine import Reader, busy, processor, read_bandwidth
 
 COUNTERPARTS = {"int4": "Q4_0", "int8": "Q8_0", "bfloat16": "F16"}
 """llama.cpp's format that each of ours is compared with, where decode reads the weights."""
@@ -72,6 +72,12 @@ def stored_bytes(onnx: Any, tensor: Any) -> float:
     return count * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
+def regularity(steps: Sequence[float]) -> list[str]:
+    """Steps' median and 99th percentile in milliseconds, and the second over the first."""
+    median, late = np.percentile(steps, [50, 99])
+    return [f"{1e3 * median:.2f}", f"{1e3 * late:.2f}", f"{late / median:.2f}"]
+
+
 class Results:
     """All samples of all contenders, and what the tables say of them."""
 
@@ -82,6 +88,8 @@ class Results:
         """How fast the memory was read before each round, in bytes per second."""
         self.disturbances: list[float] = []
         """Share of the cores that other processes kept busy before each round, while all contenders waited."""
+        self.readings: list[float] = []
+        """Times of steps that only read memory, taken before each round, in seconds."""
 
     @property
     def bandwidth(self) -> float:
@@ -101,14 +109,15 @@ class Results:
         """A row per contender: rates, step times, memory, and how much of the memory's read rate decode uses."""
         yield (
             f"| context {context} | prefill {prefill}, tokens/s | decode {decode}, tokens/s | step, median ms "
-            "| step, p99 ms | peak memory, MiB | weights read, MB a step | at, GB/s | of the memory's rate |"
+            "| step, p99 ms | p99 / median | peak memory, MiB | weights read, MB a step | at, GB/s "
+            "| of the memory's rate |"
         )
-        yield "|---" * 9 + "|"
+        yield "|---" * 10 + "|"
         for contender in self.contenders:
             steps = [step for sample in self.of(contender, DECODE, context) for step in sample.steps]
             read = weights_read(contender.path) if contender.ours else None
             cells = [f"{self.rate(contender, kind, context):,.1f}" for kind in (PREFILL, DECODE)]
-            cells += [f"{1e3 * value:.2f}" for value in np.percentile(steps, [50, 99])] if steps else ["", ""]
+            cells += regularity(steps) if steps else ["", "", ""]
             cells += [f"{contender.peak_bytes / 2**20:,.0f}"]
             if read is None:
                 cells += ["", "", ""]
@@ -148,10 +157,11 @@ def measure(options: argparse.Namespace) -> Results:
         ]
         contenders += [LlamaBench(options.llama_bench, name, path, options.threads) for name, path in options.gguf]
         check(contenders, tasks)
-        results = Results(contenders)
+        results, reader = Results(contenders), Reader(options.threads)
         for number in range(1, options.rounds + 1):
             results.disturbances.append(busy(1.0))
             results.bandwidths.append(read_bandwidth(options.threads))
+            results.readings += reader.steps(options.decode)
             for contender in contenders:
                 started = time.perf_counter()
                 results.samples[contender.name] += contender.round(tasks)
@@ -187,7 +197,9 @@ def report(results: Results, options: argparse.Namespace) -> Iterable[str]:
     yield f"{processor()}, {options.threads} threads, {datetime.date.today()}; {', '.join(software)}."
     yield f"Medians of {options.rounds} interleaved rounds; step times over the steps of all rounds."
     yield f"Memory read by {options.threads} threads at {results.bandwidth / 1e9:.1f} GB/s. Before the rounds other"
-    yield f"processes kept {min(results.disturbances):.0%} to {max(results.disturbances):.0%} of the cores busy.\n"
+    yield f"processes kept {min(results.disturbances):.0%} to {max(results.disturbances):.0%} of the cores busy."
+    median, late, ratio = regularity(results.readings)
+    yield f"Steps of a stock ONNX Runtime graph that only reads: median {median} ms, p99 {late} ms, {ratio} times.\n"
     for context in options.contexts:
         yield from results.table(context, options.prefill, options.decode)
         yield ""

@@ -34,25 +34,25 @@ class OrtStates(States):
     def __init__(self, specs: Sequence[TensorSpec], batch: int, capacity: int, sets: int) -> None:
         super().__init__(batch, capacity)
         self.specs = specs
-        self.sets = [[self._buffer(spec) for spec in specs] for _ in range(sets)]
+        self.sets = [self._zeros() for _ in range(sets)]
         self.turn = 0
         """The set that holds the states now."""
         self.call: _Call | None = None
         """The last step's bindings, for the next step of the same shape."""
 
-    def _buffer(self, spec: TensorSpec) -> np.ndarray:
-        return _aligned_zeros(spec.sized(batch=len(self.past_length), capacity=self.capacity), np.dtype(spec.dtype))
+    def _zeros(self) -> list[np.ndarray]:
+        sizes = {"batch": len(self.past_length), "capacity": self.capacity}
+        return _zeros([(spec.sized(**sizes), np.dtype(spec.dtype)) for spec in self.specs])
 
     def grow(self, capacity: int) -> None:
-        """Moves the caches into larger buffers."""
+        """Moves everything into larger buffers."""
         self.capacity, self.call = capacity, None
+        old = self.sets[self.turn]
+        self.sets = [self._zeros() for _ in self.sets]
         used = int(self.past_length.max())
-        for index, spec in enumerate(self.specs):
-            if "capacity" in spec.shape:  # its third axis
-                old = self.sets[self.turn][index]
-                for buffers in self.sets:
-                    buffers[index] = self._buffer(spec)
-                self.sets[self.turn][index][:, :, :used] = old[:, :, :used]
+        for spec, before, after in zip(self.specs, old, self.sets[self.turn]):
+            kept = slice(None) if "capacity" not in spec.shape else (slice(None), slice(None), slice(used))
+            after[kept] = before[kept]
 
     def advance(self, length: int) -> None:
         """Notes that ``length`` positions were added to every row."""
@@ -68,12 +68,21 @@ class OrtStates(States):
         return other
 
 
-def _aligned_zeros(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
-    """Zeros that begin at a cache line: vectors of 64 bytes would otherwise straddle two."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.zeros(size + CACHE_LINE, dtype=np.uint8)
-    start = -memory.ctypes.data % CACHE_LINE
-    return memory[start : start + size].view(dtype).reshape(shape)
+def _zeros(arrays: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]) -> list[np.ndarray]:
+    """Zeros of these shapes and types, each beginning at a cache line, in one piece of memory.
+
+    One piece is large enough for numpy to ask for huge pages. It is touched here: a page that is first touched costs
+    microseconds, and thousands of them would make the first step late.
+    """
+    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in arrays]
+    starts = np.cumsum([0, *(-(-size // CACHE_LINE) * CACHE_LINE for size in sizes)])
+    memory = np.empty(starts[-1] + CACHE_LINE, dtype=np.uint8)
+    memory.fill(0)
+    memory = memory[-memory.ctypes.data % CACHE_LINE :]
+    return [
+        memory[start : start + size].view(dtype).reshape(shape)
+        for start, size, (shape, dtype) in zip(starts, sizes, arrays)
+    ]
 
 
 class _Call:
