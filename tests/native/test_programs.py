@@ -52,6 +52,10 @@ def test_a_million_steps_neither_drift_nor_allocate() -> None:
     run(build("plain", "soak_test") / "soak_test", checks=42)
 
 
+def test_the_model_of_a_gpu_does_what_cuda_says() -> None:
+    run(build("plain", "device_test") / "device_test", checks=11)
+
+
 def test_nothing_outside_the_kernels_needs_an_extension(plain: Path) -> None:
     """The linker keeps one copy of an inline function: it must not be one compiled for a newer processor."""
     need("qemu-x86_64-static")
