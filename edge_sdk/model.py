@@ -95,21 +95,53 @@ class Mamba2Spec(msgspec.Struct, frozen=True, kw_only=True, tag="mamba2"):
         }
 
 
+class RopeSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864) of the first ``dims`` channels of a head.
+
+    Channel i is turned together with channel i + dims / 2. ``factor`` over 1 stretches the positions: all of them
+    alike, or, with ``original_length``, the long wavelengths only, as Llama 3.1 does (arXiv 2407.21783).
+    """
+
+    dims: int
+    theta: float = 10000.0
+    factor: float = 1.0
+    original_length: int | None = None
+    """Context that the unstretched positions were trained for, in tokens."""
+    low_frequency: float = 1.0
+    high_frequency: float = 4.0
+    """Wavelengths over original_length / low_frequency are stretched, under original_length / high_frequency kept."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "dims", "theta", "factor")
+        _require(self.dims % 2 == 0, "RopeSpec.dims", "an even number", self.dims)
+
+
 class AttentionSpec(msgspec.Struct, frozen=True, kw_only=True, tag="attention"):
-    """Causal grouped-query attention without position embedding."""
+    """Causal grouped-query attention."""
 
     kind: ClassVar[str] = "attention"
     heads: int
     kv_heads: int
     head_dim: int
+    rope: RopeSpec | None = None
+    """None is no position embedding, as in Nemotron-H."""
+    qk_norm: bool = False
+    """Queries and keys are RMS-normalised head by head before they are turned."""
+    bias: bool = False
+    """Of the query, key and value projections."""
+    output_bias: bool = False
 
     def __post_init__(self) -> None:
         _require_positive(self, "heads", "kv_heads", "head_dim")
         _require(self.heads % self.kv_heads == 0, "AttentionSpec.heads", f"a multiple of {self.kv_heads}", self.heads)
+        if self.rope is not None:
+            _require(self.rope.dims <= self.head_dim, "RopeSpec.dims", f"at most {self.head_dim}", self.rope.dims)
 
     def parameters(self, hidden: int) -> int:
         """Number of weights, the layer's norm not counted."""
-        return 2 * hidden * self.head_dim * (self.heads + self.kv_heads)
+        projections = 2 * hidden * self.head_dim * (self.heads + self.kv_heads)
+        biases = self.bias * self.head_dim * (self.heads + 2 * self.kv_heads) + self.output_bias * hidden
+        return projections + biases + self.qk_norm * 2 * self.head_dim
 
     def states(self, config: ModelConfig) -> dict[str, StateShape]:
         """The caches, and the scale of each stored row where they are int8."""
@@ -120,17 +152,21 @@ class AttentionSpec(msgspec.Struct, frozen=True, kw_only=True, tag="attention"):
 
 
 class MlpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="mlp"):
-    """down(relu(up(x))**2): squared ReLU, no gate."""
+    """down(activation(up(x))): relu(up)**2, or gated SiLU(gate(x)) * up(x)."""
 
     kind: ClassVar[str] = "mlp"
     intermediate: int
+    activation: Literal["relu2", "silu_gated"] = "relu2"
+    bias: bool = False
 
     def __post_init__(self) -> None:
         _require_positive(self, "intermediate")
 
     def parameters(self, hidden: int) -> int:
         """Number of weights, the layer's norm not counted."""
-        return 2 * hidden * self.intermediate
+        risen = 2 if self.activation == "silu_gated" else 1
+        biases = risen * self.intermediate + hidden if self.bias else 0
+        return (risen + 1) * hidden * self.intermediate + biases
 
     def states(self, config: ModelConfig) -> dict[str, StateShape]:
         """None: the layer looks at one position at a time."""

@@ -86,8 +86,7 @@ def load_model(folder: Path) -> HybridLM:
         model = HybridLM(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     maps = list(family.tensor_maps(config))
-    # transformers' own files say ``model.`` where NVIDIA's say ``backbone.``
-    found = {name.replace("model.", "backbone.", 1) if name.startswith("model.") else name: name for name in files}
+    found = {_usual_name(name, getattr(family, "OTHER_PREFIXES", {})): name for name in files}
     problems = []
     for tensor_map in maps:
         for name in tensor_map.theirs:
@@ -98,7 +97,9 @@ def load_model(folder: Path) -> HybridLM:
                 problems.append(f"{name} has shape {files[found[name]]} instead of {expected}")
     surplus = set(found) - {name for tensor_map in maps for name in tensor_map.theirs}
     problems += [
-        f"{name} is not part of the model" for name in sorted(surplus) if not name.startswith(family.IGNORED_PREFIXES)
+        f"{name} is not part of the model"
+        for name in sorted(surplus)
+        if not name.startswith(getattr(family, "IGNORED_PREFIXES", ()))
     ]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
@@ -115,6 +116,13 @@ def load_model(folder: Path) -> HybridLM:
     if config.tie_embeddings:
         model.lm_head.weight = model.embeddings.weight
     return model
+
+
+def _usual_name(name: str, prefixes: Mapping[str, str]) -> str:
+    for other, usual in prefixes.items():
+        if name.startswith(other):
+            return usual + name.removeprefix(other)
+    return name
 
 
 def save_model(model: HybridLM, folder: Path, *, tokenizer_from: Path | None = None) -> None:

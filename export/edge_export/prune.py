@@ -84,7 +84,8 @@ def _prune_layer(
         new_spec, mixer = _prune_attention(spec, mixer, shape, scores.parts, hidden)
     elif isinstance(spec, MlpSpec):
         kept = _best(scores.parts["intermediate"], shape.intermediate, "intermediate")
-        new_spec, mixer = MlpSpec(intermediate=len(kept)), _prune_mlp("", mixer, kept, hidden)
+        new_spec = msgspec.structs.replace(spec, intermediate=len(kept))
+        mixer = _prune_mlp("", mixer, kept, hidden)
     else:
         new_spec, mixer = _prune_moe(spec, mixer, shape, scores.parts, hidden)
     renamed = {f"mixer.{name}": tensor for name, tensor in mixer.items()}
@@ -134,24 +135,30 @@ def _prune_attention(
     spec: AttentionSpec, mixer: dict[str, Tensor], shape: StudentShape, parts: dict[str, Tensor], hidden: Tensor
 ) -> tuple[AttentionSpec, dict[str, Tensor]]:
     """Keeps whole groups: a key-value head with all its query heads."""
-    kept = _best(parts["kv_heads"], shape.kv_heads, "kv_heads")
-    keys = _units(kept, spec.head_dim)
-    queries = _units(kept, spec.head_dim * spec.heads // spec.kv_heads)
-    heads = len(kept) * spec.heads // spec.kv_heads
-    pruned = {
-        "q_proj.weight": mixer["q_proj.weight"][queries][:, hidden],
-        "k_proj.weight": mixer["k_proj.weight"][keys][:, hidden],
-        "v_proj.weight": mixer["v_proj.weight"][keys][:, hidden],
-        "o_proj.weight": mixer["o_proj.weight"][hidden][:, queries],
-    }
-    return msgspec.structs.replace(spec, heads=heads, kv_heads=len(kept)), pruned
+    groups = _best(parts["kv_heads"], shape.kv_heads, "kv_heads")
+    keys = _units(groups, spec.head_dim)
+    queries = _units(groups, spec.head_dim * spec.heads // spec.kv_heads)
+    heads = len(groups) * spec.heads // spec.kv_heads
+    rows = {"q": queries, "k": keys, "v": keys}
+    pruned = {f"{part}_proj.weight": mixer[f"{part}_proj.weight"][kept][:, hidden] for part, kept in rows.items()}
+    pruned["o_proj.weight"] = mixer["o_proj.weight"][hidden][:, queries]
+    if spec.bias:
+        pruned |= {f"{part}_proj.bias": mixer[f"{part}_proj.bias"][kept] for part, kept in rows.items()}
+    if spec.output_bias:
+        pruned["o_proj.bias"] = mixer["o_proj.bias"][hidden]
+    if spec.qk_norm:  # the same for all heads
+        pruned |= {name: mixer[name] for name in ("q_norm.weight", "k_norm.weight")}
+    return msgspec.structs.replace(spec, heads=heads, kv_heads=len(groups)), pruned
 
 
 def _prune_mlp(prefix: str, mixer: dict[str, Tensor], kept: Tensor, hidden: Tensor) -> dict[str, Tensor]:
-    return {
-        f"{prefix}up_proj.weight": mixer[f"{prefix}up_proj.weight"][kept][:, hidden],
-        f"{prefix}down_proj.weight": mixer[f"{prefix}down_proj.weight"][hidden][:, kept],
-    }
+    """Keeps the same channels of every projection that the MLP has, biases included."""
+    pruned = {}
+    for name in [name for name in mixer if name.startswith(prefix)]:
+        part, _, kind = name.removeprefix(prefix).partition("_proj.")
+        rows, columns = (hidden, kept) if part == "down" else (kept, hidden)
+        pruned[name] = mixer[name][rows] if kind == "bias" else mixer[name][rows][:, columns]
+    return pruned
 
 
 def _prune_moe(

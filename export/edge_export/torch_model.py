@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_export import onnx_ops, torch_ops
-from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, MlpSpec, ModelConfig, MoeSpec
+from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, MlpSpec, ModelConfig, MoeSpec, RopeSpec
 
 States = tuple[Tensor, ...]
 """In the order of ``ModelConfig.past_specs``; a mixer gets its own, or none: then it starts from nothing."""
@@ -88,20 +88,53 @@ class Mamba2Mixer(nn.Module):
         return conv, x.new_zeros(batch, spec.heads, spec.head_dim, spec.state)
 
 
+class Rope(nn.Module):
+    """Turns queries and keys by their positions (see RopeSpec)."""
+
+    def __init__(self, spec: RopeSpec) -> None:
+        super().__init__()
+        self.dims = spec.dims
+        self.inverse_wavelengths = nn.Buffer(inverse_wavelengths(spec), persistent=False)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x (batch, length, heads, head_dim), positions (batch, length) or (1, length)."""
+        angles = positions.unsqueeze(-1).float() * self.inverse_wavelengths
+        angles = torch.cat([angles, angles], -1).unsqueeze(2)
+        turned, rest = x[..., : self.dims], x[..., self.dims :]
+        first, second = turned.chunk(2, -1)
+        turned = turned * angles.cos() + torch.cat([-second, first], -1) * angles.sin()
+        return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
+
+
+def inverse_wavelengths(spec: RopeSpec) -> Tensor:
+    """Angle per position of each pair of channels (dims / 2), in radians."""
+    exponents = torch.arange(0, spec.dims, 2, dtype=torch.float64, device="cpu") / spec.dims
+    inverse = spec.theta**-exponents
+    if spec.original_length is None:
+        return (inverse / spec.factor).float()
+    turns = spec.original_length * inverse / (2 * math.pi)  # over the original context
+    kept = ((turns - spec.low_frequency) / (spec.high_frequency - spec.low_frequency)).clamp(0, 1)
+    return (inverse * (kept + (1 - kept) / spec.factor)).float()
+
+
 class Attention(nn.Module):
     """Causal grouped-query attention, over a cache (``edge::CachedAttention``) or, in training, over x alone."""
 
-    def __init__(self, spec: AttentionSpec, hidden: int) -> None:
+    def __init__(self, spec: AttentionSpec, hidden: int, eps: float) -> None:
         super().__init__()
         self.spec = spec
-        self.q_proj = nn.Linear(hidden, spec.heads * spec.head_dim, bias=False)
-        self.k_proj = nn.Linear(hidden, spec.kv_heads * spec.head_dim, bias=False)
-        self.v_proj = nn.Linear(hidden, spec.kv_heads * spec.head_dim, bias=False)
-        self.o_proj = nn.Linear(spec.heads * spec.head_dim, hidden, bias=False)
+        self.q_proj = nn.Linear(hidden, spec.heads * spec.head_dim, bias=spec.bias)
+        self.k_proj = nn.Linear(hidden, spec.kv_heads * spec.head_dim, bias=spec.bias)
+        self.v_proj = nn.Linear(hidden, spec.kv_heads * spec.head_dim, bias=spec.bias)
+        self.o_proj = nn.Linear(spec.heads * spec.head_dim, hidden, bias=spec.output_bias)
+        self.q_norm = RMSNorm(spec.head_dim, eps) if spec.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(spec.head_dim, eps) if spec.qk_norm else nn.Identity()
+        self.rope = None if spec.rope is None else Rope(spec.rope)
 
     def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
-        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        scale = self.spec.head_dim**-0.5
+        query = self._placed(self.q_proj(x), self.q_norm, past_length)
+        key = self._placed(self.k_proj(x), self.k_norm, past_length)
+        value, scale = self.v_proj(x), self.spec.head_dim**-0.5
         if not states:
             q, k, v = (part.unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2) for part in (query, key, value))
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
@@ -109,17 +142,34 @@ class Attention(nn.Module):
         y, *present = operators().cached_attention(query, key, value, past_length, *states, scale=scale, window=0)
         return self.o_proj(y), tuple(present)
 
+    def _placed(self, flat: Tensor, norm: nn.Module, past_length: Tensor | None) -> Tensor:
+        """Queries or keys (batch, length, heads * head_dim), normalised and turned where the spec says so."""
+        if self.rope is None and not self.spec.qk_norm:
+            return flat
+        by_head = norm(flat.unflatten(-1, (-1, self.spec.head_dim)))
+        if self.rope is not None:
+            steps = torch.arange(flat.shape[1], device=flat.device)
+            positions = steps.unsqueeze(0) if past_length is None else past_length.unsqueeze(1) + steps
+            by_head = self.rope(by_head, positions)
+        return by_head.flatten(-2)
+
 
 class Mlp(nn.Module):
-    """down(relu(up(x))**2)."""
+    """down(relu(up(x))**2), or down(SiLU(gate(x)) * up(x))."""
 
-    def __init__(self, hidden: int, intermediate: int) -> None:
+    def __init__(self, spec: MlpSpec, hidden: int) -> None:
         super().__init__()
-        self.up_proj = nn.Linear(hidden, intermediate, bias=False)
-        self.down_proj = nn.Linear(intermediate, hidden, bias=False)
+        self.gated = spec.activation == "silu_gated"
+        if self.gated:
+            self.gate_proj = nn.Linear(hidden, spec.intermediate, bias=spec.bias)
+        self.up_proj = nn.Linear(hidden, spec.intermediate, bias=spec.bias)
+        self.down_proj = nn.Linear(spec.intermediate, hidden, bias=spec.bias)
 
     def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
-        risen = F.relu(self.up_proj(x))
+        risen = self.up_proj(x)
+        if self.gated:
+            return self.down_proj(F.silu(self.gate_proj(x)) * risen), ()
+        risen = F.relu(risen)
         return self.down_proj(risen * risen), ()  # a product, since Pow is slow
 
 
@@ -157,7 +207,7 @@ class Moe(nn.Module):
         """Tokens per expert in the last forward pass of training."""
         self.gate = Router(hidden, spec.experts)
         self.experts = Experts(spec.experts, spec.latent or hidden, spec.intermediate)
-        self.shared_experts = Mlp(hidden, spec.shared_intermediate)
+        self.shared_experts = Mlp(MlpSpec(intermediate=spec.shared_intermediate), hidden)
         self.fc1_latent_proj = nn.Linear(hidden, spec.latent, bias=False) if spec.latent else nn.Identity()
         self.fc2_latent_proj = nn.Linear(spec.latent, hidden, bias=False) if spec.latent else nn.Identity()
 
@@ -180,9 +230,9 @@ def make_mixer(spec: LayerSpec, hidden: int, eps: float) -> nn.Module:
     if isinstance(spec, Mamba2Spec):
         return Mamba2Mixer(spec, hidden, eps)
     if isinstance(spec, AttentionSpec):
-        return Attention(spec, hidden)
+        return Attention(spec, hidden, eps)
     if isinstance(spec, MlpSpec):
-        return Mlp(hidden, spec.intermediate)
+        return Mlp(spec, hidden)
     return Moe(spec, hidden)
 
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from types import ModuleType
 
-from edge_export.families import nemotron_h
+from edge_export.families import bamba, llama, mamba2, nemotron_h, qwen3
 from edge_sdk.errors import CheckpointError, explain
 
-FAMILIES: dict[str, ModuleType] = {"nemotron_h": nemotron_h}
+FAMILIES: dict[str, ModuleType] = {
+    "bamba": bamba,
+    "llama": llama,
+    "mamba2": mamba2,
+    "nemotron_h": nemotron_h,
+    "qwen3": qwen3,
+}
+"""By config.json's ``model_type``.
+
+A module has parse_config, format_config, tensor_maps, and FIXED: the settings that must have one value.
+"""
 
 
 def family_of(config: dict[str, object]) -> ModuleType:
@@ -23,3 +34,12 @@ def family_of(config: dict[str, object]) -> ModuleType:
             )
         )
     return FAMILIES[str(model_type)]
+
+
+def table() -> str:
+    """The families as a Markdown table, as docs/families.md has it."""
+    rows = ["| `model_type` | checkpoints and layers | settings that must have this value |", "|---|---|---|"]
+    for model_type, family in sorted(FAMILIES.items()):
+        fixed = ", ".join(f"`{key}` {json.dumps(value)}" for key, value in family.FIXED.items())
+        rows.append(f"| `{model_type}` | {str(family.__doc__).splitlines()[0].rstrip('.')} | {fixed} |")
+    return "\n".join(rows) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from edge_export.families import common
 from edge_export.tensors import TensorMap
 from edge_sdk.errors import CheckpointError, explain
 from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, MlpSpec, ModelConfig, MoeSpec
@@ -40,52 +41,30 @@ FIXED = {
 IGNORED_PREFIXES = ("mtp.",)
 """Tensors of the multi-token prediction head, which the graph does not hold."""
 
+OTHER_PREFIXES = {"model.": "backbone."}
+"""transformers' own files say the one where NVIDIA's say the other."""
+
 
 def parse_config(raw: dict[str, Any]) -> ModelConfig:
     """A ModelConfig from the parsed config.json; refuses by name what it does not support."""
     config = {ALIASES.get(key, key): value for key, value in raw.items()}
-    for key, value in FIXED.items():
-        if config.get(key, value) != value:
-            raise CheckpointError(
-                explain(f"config.json's {key}", expected=value, found=config[key], todo="It is not supported yet.")
-            )
+    common.require(config, FIXED)
     return ModelConfig(
         family="nemotron_h",
-        vocab_size=_get(config, "vocab_size"),
-        hidden=_get(config, "hidden_size"),
+        vocab_size=common.get(config, "vocab_size"),
+        hidden=common.get(config, "hidden_size"),
         layers=tuple(_layer(config, letter) for letter in _pattern(config)),
         norm_eps=config.get("layer_norm_epsilon", 1e-5),
         tie_embeddings=config.get("tie_word_embeddings", False),
         max_length=config.get("max_position_embeddings", 4096),
-        bos_token_id=config.get("bos_token_id"),
-        eos_token_ids=_as_tuple(config.get("eos_token_id")),
-        pad_token_id=config.get("pad_token_id"),
+        **common.special_tokens(config),
     )
-
-
-def _get(config: dict[str, Any], key: str) -> Any:
-    if config.get(key) is None:
-        raise CheckpointError(
-            explain("config.json", expected=f"a value for {key}", found="none", todo="Complete the config.")
-        )
-    return config[key]
-
-
-def _as_tuple(value: int | list[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (value,)
-
-
-def _number(value: Any) -> float:
-    """A number, also as newer transformers write infinity: ``{"__float__": "Infinity"}``."""
-    return float(value["__float__"] if isinstance(value, dict) else value)
 
 
 def _pattern(config: dict[str, Any]) -> str:
     types = config.get("layers_block_type")
     if types is None:
-        pattern = str(_get(config, "hybrid_override_pattern"))
+        pattern = str(common.get(config, "hybrid_override_pattern"))
         unknown = set(pattern) - set(KINDS)
     else:
         pattern = "".join(LETTERS.get(name, "?") for name in types)
@@ -99,30 +78,28 @@ def _pattern(config: dict[str, Any]) -> str:
 
 def _layer(config: dict[str, Any], letter: str) -> LayerSpec:
     if letter == "M":
-        dt_min, dt_max = (_number(limit) for limit in config.get("time_step_limit") or (0.0, float("inf")))
         return Mamba2Spec(
-            heads=_get(config, "mamba_num_heads"),
-            head_dim=_get(config, "mamba_head_dim"),
-            groups=_get(config, "n_groups"),
-            state=_get(config, "ssm_state_size"),
+            heads=common.get(config, "mamba_num_heads"),
+            head_dim=common.get(config, "mamba_head_dim"),
+            groups=common.get(config, "n_groups"),
+            state=common.get(config, "ssm_state_size"),
             conv_kernel=config.get("conv_kernel", 4),
             proj_bias=config.get("use_bias", False),
             conv_bias=config.get("use_conv_bias", True),
-            dt_min=dt_min,
-            dt_max=None if dt_max == float("inf") else dt_max,
+            **common.time_step_limit(config),
         )
     if letter == "*":
-        heads = _get(config, "num_attention_heads")
+        heads = common.get(config, "num_attention_heads")
         return AttentionSpec(
-            heads=heads, kv_heads=config.get("num_key_value_heads") or heads, head_dim=_get(config, "head_dim")
+            heads=heads, kv_heads=config.get("num_key_value_heads") or heads, head_dim=common.get(config, "head_dim")
         )
     if letter == "-":
-        return MlpSpec(intermediate=_get(config, "intermediate_size"))
+        return MlpSpec(intermediate=common.get(config, "intermediate_size"))
     return MoeSpec(
-        experts=_get(config, "n_routed_experts"),
-        top_k=_get(config, "num_experts_per_tok"),
-        intermediate=_get(config, "moe_intermediate_size"),
-        shared_intermediate=_get(config, "moe_shared_expert_intermediate_size"),
+        experts=common.get(config, "n_routed_experts"),
+        top_k=common.get(config, "num_experts_per_tok"),
+        intermediate=common.get(config, "moe_intermediate_size"),
+        shared_intermediate=common.get(config, "moe_shared_expert_intermediate_size"),
         latent=config.get("moe_latent_size"),
         n_group=config.get("n_group", 1),
         topk_group=config.get("topk_group", 1),
@@ -147,15 +124,9 @@ def format_config(config: ModelConfig) -> dict[str, Any]:
         "pad_token_id": config.pad_token_id,
         "torch_dtype": "float32",
     }
-    written: dict[str, LayerSpec] = {}
-    for spec in config.layers:
-        if written.setdefault(spec.kind, spec) != spec:
-            raise CheckpointError(
-                explain(
-                    f"The {spec.kind} layers", expected="equal sizes", found="different ones", todo="Even them out."
-                )
-            )
-        raw |= _format_layer(spec)
+    for kind in (Mamba2Spec, AttentionSpec, MlpSpec, MoeSpec):
+        if spec := common.the_one(config, kind):
+            raw |= _format_layer(spec)
     return raw
 
 
@@ -171,7 +142,7 @@ def _format_layer(spec: LayerSpec) -> dict[str, Any]:
             "use_conv_bias": spec.conv_bias,
             # transformers clamps dt by time_step_min as well, in its chunked path only: 0 makes it follow the limit.
             "time_step_min": 0.0,
-            "time_step_limit": [spec.dt_min, float("inf") if spec.dt_max is None else spec.dt_max],
+            "time_step_limit": common.format_time_step_limit(spec),
         }
     if isinstance(spec, AttentionSpec):
         return {
@@ -199,31 +170,24 @@ def tensor_maps(config: ModelConfig) -> Iterator[TensorMap]:
     yield TensorMap("embeddings.weight", ("backbone.embeddings.weight",))
     for index, spec in enumerate(config.layers):
         yield TensorMap(f"layers.{index}.norm.weight", (f"backbone.layers.{index}.norm.weight",))
-        for ours, theirs, layout in _mixer_maps(spec):
-            names = tuple(f"backbone.layers.{index}.mixer.{name}" for name in theirs)
-            yield TensorMap(f"layers.{index}.mixer.{ours}", names, layout)
+        yield from _mixer_maps(f"layers.{index}.mixer", f"backbone.layers.{index}.mixer", spec)
     yield TensorMap("norm_f.weight", ("backbone.norm_f.weight",))
     if not config.tie_embeddings:
         yield TensorMap("lm_head.weight", ("lm_head.weight",))
 
 
-def _mixer_maps(spec: LayerSpec) -> Iterator[tuple[str, tuple[str, ...], str]]:
+def _mixer_maps(ours: str, theirs: str, spec: LayerSpec) -> Iterator[TensorMap]:
     if isinstance(spec, Mamba2Spec):
-        same = ["in_proj.weight", "dt_bias", "A_log", "D", "norm.weight", "out_proj.weight"]
-        same += ["in_proj.bias", "out_proj.bias"] if spec.proj_bias else []
-        yield "conv_weight", ("conv1d.weight",), "conv"
-        if spec.conv_bias:
-            yield "conv_bias", ("conv1d.bias",), "same"
+        yield from common.mamba2_maps(ours, theirs, spec)
     elif isinstance(spec, AttentionSpec):
-        same = ["q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight"]
+        yield from common.attention_maps(ours, theirs, spec)
     elif isinstance(spec, MlpSpec):
-        same = ["up_proj.weight", "down_proj.weight"]
+        yield from common.mlp_maps(ours, theirs, spec)
     else:
-        same = ["gate.weight", "gate.e_score_correction_bias"]
-        same += ["shared_experts.up_proj.weight", "shared_experts.down_proj.weight"]
-        same += ["fc1_latent_proj.weight", "fc2_latent_proj.weight"] if spec.latent else []
+        names = ["gate.weight", "gate.e_score_correction_bias"]
+        names += ["shared_experts.up_proj.weight", "shared_experts.down_proj.weight"]
+        names += ["fc1_latent_proj.weight", "fc2_latent_proj.weight"] if spec.latent else []
+        yield from common.same(ours, theirs, names)
         for part in ("up", "down"):
-            names = tuple(f"experts.{expert}.{part}_proj.weight" for expert in range(spec.experts))
-            yield f"experts.{part}_weight", names, "experts"
-    for name in same:
-        yield name, (name,), "same"
+            experts = tuple(f"{theirs}.experts.{expert}.{part}_proj.weight" for expert in range(spec.experts))
+            yield TensorMap(f"{ours}.experts.{part}_weight", experts, "experts")

@@ -1,0 +1,36 @@
+"""Qwen3 dense checkpoints (arXiv 2505.09388): Llama's blocks, queries and keys normalised head by head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edge_export.families import common, llama
+from edge_sdk.model import AttentionSpec, ModelConfig
+
+FIXED = {"hidden_act": "silu", "use_sliding_window": False}
+
+tensor_maps = llama.tensor_maps
+
+
+def parse_config(raw: common.Config) -> ModelConfig:
+    """A ModelConfig from the parsed config.json; refuses by name what it does not support."""
+    common.require(raw, FIXED)
+    heads, head_dim = common.get(raw, "num_attention_heads"), raw.get("head_dim") or 128
+    bias = raw.get("attention_bias", False)
+    attention = AttentionSpec(
+        heads=heads,
+        kv_heads=raw.get("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        rope=common.parse_rope(raw, head_dim),
+        qk_norm=True,
+        bias=bias,
+        output_bias=bias,
+    )
+    return llama.decoder(raw, "qwen3", attention)
+
+
+def format_config(config: ModelConfig) -> dict[str, Any]:
+    """The config.json of a ModelConfig."""
+    raw = llama.format_decoder(config, "Qwen3ForCausalLM")
+    del raw["mlp_bias"]
+    return raw
