@@ -25,6 +25,7 @@
 #define blockDim (edge::emulated::here().threads)
 #define gridDim (edge::emulated::here().blocks)
 #define EDGE_SHARED(name) unsigned char* const name = edge::emulated::shared_memory()
+#define EDGE_UNROLL
 
 struct dim3 {
   unsigned x, y, z;
