@@ -3,7 +3,9 @@
 // The paper's four steps (outputs within chunks, their states, the carry, its part of the outputs) are one kernel here:
 // a block has a head and goes through its chunks in turn. States then never leave the chip between chunks, which would
 // be more traffic than everything else together, and the heads of one sequence already fill the GPUs that this is for;
-// the calls are short, too, since prompts are fed in blocks. For a chunk, with sums s of dt a (all differences <= 0):
+// the calls are short, too, since prompts are fed in blocks. A product's operands are rounded to the type of the
+// activations, as in the authors' own kernels; sums, states and decays are float32. For a chunk, with sums s of dt a
+// (all differences <= 0):
 //
 //     y = exp(s) (C h^T) + M x + d x      M[i][j] = (C B^T)[i][j] exp(s[i] - s[j]) dt[j] for j <= i, else 0
 //     h = exp(s[last]) h + (w x)^T B      w[j] = exp(s[last] - s[j]) dt[j]
@@ -53,8 +55,8 @@ struct ChunkShared {
 struct ScanBlock {
   __device__ explicit ScanBlock(const Call& a)
       : batch(blockIdx.z),
-        head(blockIdx.y),
-        group(head / (a.heads / a.groups)),
+        head(static_cast<int>(blockIdx.y)),
+        group(head / a.s.group_heads),
         width(static_cast<int>(blockDim.x) / kWarp * kTile),
         first(static_cast<int>(blockIdx.x) * width),
         lane(static_cast<int>(threadIdx.x) % kWarp),
@@ -63,7 +65,8 @@ struct ScanBlock {
   // Whether the warp's columns are any of the head's.
   __device__ bool there(const Call& a) const { return first + column < a.head_dim; }
 
-  int64_t batch, head, group;
+  int64_t batch;
+  int head, group;
   int width, first;  // the block's columns of head_dim
   int lane, column;  // column: the warp's first, within the block
 };
@@ -81,7 +84,7 @@ __device__ inline void copy_scores_and_c(const Call& a, const ChunkRoom& room, c
     const int64_t step = ((((at.batch * a.heads) + at.head) * chunks) + chunk) * kChunk;
     copy_rows(to.scores, kChunk, static_cast<const T*>(room.scores) + (score * kChunk * kChunk), kChunk, kChunk,
               kChunk);
-    copy_rows(to.c, kState, xbc + a.s.inner + a.s.bc + (at.group * a.state), a.s.conv_dim, there, a.s.state);
+    copy_rows(to.c, kState, xbc + a.s.inner + a.s.bc + (at.group * a.s.state), a.s.conv_dim, there, a.s.state);
     for (int i = static_cast<int>(threadIdx.x) * 4; i < kChunk; i += static_cast<int>(blockDim.x) * 4) {
       copy_async(to.decay + i, room.decay + step + i, true);
       copy_async(to.dt + i, room.dt + step + i, true);
@@ -93,37 +96,38 @@ __device__ inline void copy_scores_and_c(const Call& a, const ChunkRoom& room, c
 template <class T, int kState>
 __device__ inline void copy_x_and_b(const Call& a, const ChunkRoom& room, const ScanBlock& at, int64_t chunk,
                                     const ChunkShared<T, kState>& to) {
-  const int64_t start = chunk * kChunk, channel = (at.head * a.head_dim) + at.first;
+  const int64_t start = chunk * kChunk;
+  const int channel = (at.head * a.s.head_dim) + at.first;
   if (start < a.length) {
     const int there = static_cast<int>(min(a.length - start, int64_t{kChunk}));
     const T* xbc = static_cast<const T*>(room.xbc) + (((at.batch * a.length) + start) * a.s.conv_dim);
     copy_rows(to.x, at.width, xbc + channel, a.s.conv_dim, there, a.s.head_dim - at.first);
-    copy_rows(to.b, kState, xbc + a.s.inner + (at.group * a.state), a.s.conv_dim, there, a.s.state);
+    copy_rows(to.b, kState, xbc + a.s.inner + (at.group * a.s.state), a.s.conv_dim, there, a.s.state);
   }
   commit_async();
 }
 
 // ---- The state, 16 rows a warp: h[j] holds rows lane / 4 and 8 further, columns 8 j + 2 (lane % 4) and the next ----
 
-// Calls move(h, index in the state) for every pair of neighbours that there is.
-template <int kState, class Move>
-__device__ inline void each_pair(const Call& a, const ScanBlock& at, float (&h)[kState / 8][4], Move move) {
+// Calls move(two of h, where they stand) for all that there are. state: (batch, heads, head_dim, state).
+template <int kState, class S, class Move>
+__device__ inline void each_pair(const Call& a, const ScanBlock& at, float (&h)[kState / 8][4], S* state, Move move) {
   if (!at.there(a)) return;
   const int64_t row = (((at.batch * a.heads) + at.head) * a.head_dim) + at.first + at.column + at.lane / 4;
+  S* low = state + (row * a.state) + (at.lane % 4 * 2);
+  S* high = low + (8 * a.state);
   EDGE_UNROLL
   for (int j = 0; j < kState / 8; ++j) {
-    const int n = (8 * j) + (at.lane % 4 * 2);
-    if (n >= a.state) continue;
-    move(h[j], row * a.state + n);
-    move(h[j] + 2, (row + 8) * a.state + n);
+    if (8 * j >= a.s.state) continue;
+    move(h[j], low + (8 * j));
+    move(h[j] + 2, high + (8 * j));
   }
 }
 
 template <class S, int kState>
 __device__ inline void load_state(const Call& a, const ScanBlock& at, float (&h)[kState / 8][4]) {
-  const auto* past = static_cast<const S*>(a.past_ssm);
-  each_pair<kState>(a, at, h, [past](float* pair, int64_t index) {
-    const auto stored = *reinterpret_cast<const Pack<S, 2>*>(past + index);
+  each_pair<kState>(a, at, h, static_cast<const S*>(a.past_ssm), [](float* pair, const S* from) {
+    const auto stored = *reinterpret_cast<const Pack<S, 2>*>(from);
     pair[0] = to_float(stored.values[0]);
     pair[1] = to_float(stored.values[1]);
   });
@@ -131,9 +135,8 @@ __device__ inline void load_state(const Call& a, const ScanBlock& at, float (&h)
 
 template <class S, int kState>
 __device__ inline void store_state(const Call& a, const ScanBlock& at, float (&h)[kState / 8][4]) {
-  auto* present = static_cast<S*>(a.present_ssm);
-  each_pair<kState>(a, at, h, [present](const float* pair, int64_t index) {
-    *reinterpret_cast<Pack<S, 2>*>(present + index) = {from_float<S>(pair[0]), from_float<S>(pair[1])};
+  each_pair<kState>(a, at, h, static_cast<S*>(a.present_ssm), [](const float* pair, S* to) {
+    *reinterpret_cast<Pack<S, 2>*>(to) = {from_float<S>(pair[0]), from_float<S>(pair[1])};
   });
 }
 
@@ -225,7 +228,7 @@ __device__ inline void write_output(const Call& a, const ScanBlock& at, const Ch
                                     const float (&y)[kChunk / kTile][2][4], float* scanned) {
   if (!at.there(a)) return;
   const float d = a.d[at.head];
-  const int64_t channel = (at.head * a.head_dim) + at.first;
+  const int channel = (at.head * a.s.head_dim) + at.first;
   EDGE_UNROLL
   for (int i = 0; i < kChunk / 8; ++i) {  // 8 rows at a time
     const int row = (i * 8) + at.lane / 4;
