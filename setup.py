@@ -50,6 +50,7 @@ EXTRAS = {
         "hypothesis>=6.100",
         "ml-dtypes>=0.5",
         "ninja>=1.11",
+        "pybind11>=2.12",
         "pytest>=8.0",
         "transformers>=5.20",
     ],

@@ -10,22 +10,7 @@
 namespace edge::EDGE_ISA {
 namespace {
 
-struct Sizes {
-  explicit Sizes(const Mamba2MixerArgs& a)
-      : inner(a.heads * a.head_dim),
-        bc(a.groups * a.state),
-        conv_dim(inner + 2 * bc),
-        proj_dim(inner + conv_dim + a.heads),
-        group_heads(a.heads / a.groups),
-        past(a.kernel - 1) {}
-
-  int64_t inner;        // width of x and z
-  int64_t bc;           // width of B and of C
-  int64_t conv_dim;     // channels of the convolution: x, B, C
-  int64_t proj_dim;     // z, x, B, C, dt
-  int64_t group_heads;  // heads that share B and C
-  int64_t past;         // positions in the convolution's state
-};
+using Sizes = Mamba2MixerSizes;
 
 void silu_in_place(float* x, int64_t count) {
   int64_t i = 0;

@@ -8,7 +8,8 @@
 
 namespace edge {
 
-struct Mamba2MixerArgs {
+// What CPU and GPU are told in the same words.
+struct Mamba2MixerShape {
   int64_t batch;
   int64_t length;  // may be 0
   int64_t heads;
@@ -19,6 +20,27 @@ struct Mamba2MixerArgs {
   float eps;
   float dt_min;
   float dt_max;
+};
+
+// The widths that follow.
+struct Mamba2MixerSizes {
+  explicit constexpr Mamba2MixerSizes(const Mamba2MixerShape& a)
+      : inner(a.heads * a.head_dim),
+        bc(a.groups * a.state),
+        conv_dim(inner + 2 * bc),
+        proj_dim(inner + conv_dim + a.heads),
+        group_heads(a.heads / a.groups),
+        past(a.kernel - 1) {}
+
+  int64_t inner;        // width of x and z
+  int64_t bc;           // width of B and of C
+  int64_t conv_dim;     // channels of the convolution: x, B, C
+  int64_t proj_dim;     // z, x, B, C, dt
+  int64_t group_heads;  // heads that share B and C
+  int64_t past;         // positions in the convolution's state
+};
+
+struct Mamba2MixerArgs : Mamba2MixerShape {
   const float* proj;         // (batch, length, 2 inner + 2 groups state + heads)
   const float* conv_weight;  // (conv_dim, kernel)
   const float* conv_bias;    // (conv_dim)

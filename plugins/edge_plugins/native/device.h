@@ -21,6 +21,8 @@
 #include <cuda_runtime.h>
 // The block's dynamic shared memory, at a multiple of 128 bytes.
 #define EDGE_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+// Before a loop over registers: an array is in registers only where every index is known.
+#define EDGE_UNROLL _Pragma("unroll")
 #elif defined(EDGE_EMULATE_CUDA)
 #include "emulated_device.h"
 #else

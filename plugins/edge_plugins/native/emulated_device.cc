@@ -241,10 +241,14 @@ void load_matrices(uint32_t (&r)[4], const void* row, bool transposed) {
 void copy_async(void* shared, const void* global, bool valid) {
   if ((reinterpret_cast<uintptr_t>(shared) | (valid ? reinterpret_cast<uintptr_t>(global) : 0)) % 16 != 0)
     throw std::logic_error("an asynchronous copy whose addresses are no multiples of 16");
-  auto& groups = device().current().groups;
-  if (groups.empty()) groups.emplace_back();
   Copy copy{shared, {}};
   if (valid) std::memcpy(copy.bytes, global, sizeof copy.bytes);
+  if (device().schedule == 1) {
+    std::memcpy(shared, copy.bytes, sizeof copy.bytes);
+    return;
+  }
+  auto& groups = device().current().groups;
+  if (groups.empty()) groups.emplace_back();
   groups.back().push_back(copy);
 }
 

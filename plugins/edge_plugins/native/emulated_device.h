@@ -3,8 +3,8 @@
 // Blocks run one after another, and a block's threads one at a time, each until it waits for others. The order is a
 // schedule: forward, backward, or shuffled anew at every turn. Code with a missing barrier gives another result under
 // some of them. Shared memory begins as NaN and ends at a page that may not be touched; asynchronous copies arrive as
-// late as they may; a barrier that some thread never reaches is an error. Names are CUDA's own (CUDA C++ Programming
-// Guide, C++ language extensions); mma and ldmatrix follow the layouts of the PTX ISA.
+// late as they may, backward at once; a barrier that some thread never reaches is an error. Names are CUDA's own (CUDA
+// C++ Programming Guide, C++ language extensions); mma and ldmatrix follow the layouts of the PTX ISA.
 #pragma once
 
 #include <algorithm>
@@ -25,6 +25,7 @@
 #define blockDim (edge::emulated::here().threads)
 #define gridDim (edge::emulated::here().blocks)
 #define EDGE_SHARED(name) unsigned char* const name = edge::emulated::shared_memory()
+#define EDGE_UNROLL
 
 struct dim3 {
   unsigned x, y, z;

@@ -1,0 +1,110 @@
+// What the mixer's kernels have in common: where things stand, the convolution, the time step.
+#pragma once
+
+#include "../native/device.h"
+#include "cuda.h"
+
+namespace edge::cuda {
+
+// A call as kernels take it: with the sizes in 32 bits, in which a GPU divides and multiplies quickly.
+struct Call : Mamba2MixerArgs {
+  explicit Call(const Mamba2MixerArgs& args) : Mamba2MixerArgs(args), s(args) {}
+
+  struct Sizes {
+    explicit Sizes(const Mamba2MixerShape& shape) : Sizes(shape, Mamba2MixerSizes(shape)) {}
+    Sizes(const Mamba2MixerShape& shape, const Mamba2MixerSizes& sizes)
+        : head_dim(static_cast<int>(shape.head_dim)),
+          state(static_cast<int>(shape.state)),
+          past(static_cast<int>(sizes.past)),
+          inner(static_cast<int>(sizes.inner)),
+          bc(static_cast<int>(sizes.bc)),
+          conv_dim(static_cast<int>(sizes.conv_dim)),
+          proj_dim(static_cast<int>(sizes.proj_dim)),
+          group_heads(static_cast<int>(sizes.group_heads)),
+          width(group_heads * head_dim) {}
+
+    int head_dim, state, past, inner, bc, conv_dim, proj_dim, group_heads;  // as in kernel.h
+    int width;                                                              // of a group's part of x, y and z
+  } s;
+};
+
+// Neighbours that one instruction moves: up to 16 bytes, at a multiple of their size.
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount) Pack {
+  T values[kCount];
+};
+
+// A position's row of proj: z (inner), x (inner), B and C (groups * state each), dt (heads).
+template <class T>
+__device__ inline const T* proj_row(const Call& a, int64_t batch, int64_t t) {
+  return static_cast<const T*>(a.proj) + (((batch * a.length) + t) * a.s.proj_dim);
+}
+
+__device__ inline float silu(float x) { return x / (1.0f + expf(-x)); }
+
+// What the convolution reads of a channel, going back from a position; before the first one are the carried inputs.
+template <class T>
+class ConvInputs {
+ public:
+  __device__ ConvInputs(const Call& a, int64_t batch, int channel, int64_t t)
+      : here_(proj_row<T>(a, batch, t) + a.s.inner + channel),
+        carried_(a.past_conv + (((batch * a.s.conv_dim) + channel) * a.s.past) + a.s.past),
+        stride_(a.s.proj_dim),
+        t_(t) {}
+
+  // As it is stored, so that loads can be under way together: conversions wait for them.
+  struct Stored {
+    float carried;
+    T now;
+    bool is_carried;
+    __device__ float value() const { return is_carried ? carried : to_float(now); }
+  };
+  __device__ Stored load(int back) const {
+    Stored input = {0, T{}, t_ < back};
+    if (input.is_carried) input.carried = carried_[t_ - back];
+    if (!input.is_carried) input.now = here_[-static_cast<int64_t>(back) * stride_];
+    return input;
+  }
+
+ private:
+  const T* here_;
+  const float* carried_;
+  int stride_;
+  int64_t t_;
+};
+
+// Convolution and SiLU of one channel at one position.
+template <class T>
+__device__ inline float convolve(const Call& a, int64_t batch, int channel, int64_t t) {
+  constexpr int kAtOnce = 4;  // taps whose loads are under way together: those of all published models
+  const ConvInputs<T> inputs(a, batch, channel, t);
+  const float* weight = a.conv_weight + (static_cast<int64_t>(channel) * a.kernel);
+  float value = a.conv_bias[channel];
+  for (int first = a.s.past; first >= 0; first -= kAtOnce) {
+    typename ConvInputs<T>::Stored x[kAtOnce] = {};
+    float w[kAtOnce] = {};
+    EDGE_UNROLL
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first < i) continue;
+      w[i] = weight[a.s.past - (first - i)];
+      x[i] = inputs.load(first - i);
+    }
+    EDGE_UNROLL
+    for (int i = 0; i < kAtOnce; ++i) value += w[i] * x[i].value();
+  }
+  return silu(value);
+}
+
+// dt of one head at one position: softplus, then the limits.
+template <class T>
+__device__ inline float time_step(const Call& a, int64_t batch, int head, int64_t t) {
+  const float raw = to_float(proj_row<T>(a, batch, t)[a.s.inner + a.s.conv_dim + head]) + a.dt_bias[head];
+  const float step = raw > 20.0f ? raw : log1pf(expf(raw));
+  const float raised = step < a.dt_min ? a.dt_min : step;
+  return raised > a.dt_max ? a.dt_max : raised;
+}
+
+// a of one head, at most 0: its state decays by exp(dt a).
+__device__ inline float rate(const Call& a, int head) { return -expf(a.a_log[head]); }
+
+}  // namespace edge::cuda
