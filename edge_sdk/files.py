@@ -56,6 +56,23 @@ def new_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def resumable_directory(path: Path, key: str) -> Iterator[Path]:
+    """As :func:`new_directory`, but what an interrupted block left is there when one of the same ``key`` begins."""
+    partial = path.with_name(f".{path.name}.partial")
+    note = partial / "key"
+    if not note.exists() or note.read_text(encoding="utf-8") != key:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        note.write_text(key, encoding="utf-8")
+    yield partial
+    note.unlink()
+    with new_directory(path) as new:
+        for entry in partial.iterdir():
+            os.rename(entry, new / entry.name)
+    partial.rmdir()
+
+
 def _exchange(one: Path, other: Path) -> None:
     """Swaps two directories: in one step where the file system can (Linux's renameat2), else in three."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 class TensorFiles(Mapping[str, tuple[int, ...]]):
-    """The tensors of a folder's safetensors files, name -> shape, read one by one on demand."""
+    """The tensors of a folder's safetensors files, name -> shape, read on demand."""
 
     def __init__(self, folder: Path) -> None:
         paths = sorted(folder.glob("*.safetensors"))
@@ -51,69 +51,93 @@ class TensorFiles(Mapping[str, tuple[int, ...]]):
             raise CheckpointError(
                 explain(str(folder), expected="*.safetensors files", found="none", todo="Download the weights.")
             )
-        self._files: dict[str, Any] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._paths: dict[str, Path] = {}
         for path in paths:
             try:
-                file = safe_open(path, framework="pt")
+                with safe_open(path, framework="pt") as file:
+                    for name in file.keys():  # noqa: SIM118
+                        self._shapes[name] = tuple(file.get_slice(name).get_shape())
+                        self._paths[name] = path
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
                     explain(str(path), expected="a safetensors file", found=error, todo="Copy it again.")
                 ) from None
-            self._files.update(dict.fromkeys(file.keys(), file))
 
     def __getitem__(self, name: str) -> tuple[int, ...]:
-        return tuple(self._files[name].get_slice(name).get_shape())
+        return self._shapes[name]
 
-    def __iter__(self) -> Any:
-        return iter(self._files)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._shapes)
 
-    def read(self, name: str) -> Tensor:
-        """The tensor in float32."""
-        tensor: Tensor = self._files[name].get_tensor(name)
-        return tensor.float()
+    def read(self, names: Sequence[str]) -> list[Tensor]:
+        """Tensors as they are stored. Files are mapped only until the tensors are freed."""
+        read: dict[str, Tensor] = {}
+        for path in {self._paths[name] for name in names}:
+            with safe_open(path, framework="pt") as file:
+                read |= {name: file.get_tensor(name) for name in names if self._paths[name] == path}
+        return [read[name] for name in names]
+
+
+class Checkpoint:
+    """A checkpoint folder whose tensors are those that its config describes; none is read before it is asked for.
+
+    Raises CheckpointError that names every missing, misshapen or surplus tensor.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        raw = read_raw_config(folder)
+        family = family_of(raw)
+        self.config: ModelConfig = family.parse_config(raw)
+        self.files = TensorFiles(folder)
+        with torch.device("meta"):
+            model = HybridLM(self.config)
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        self._maps = {item.ours: item for item in family.tensor_maps(self.config)}
+        self._found = {_usual_name(name, getattr(family, "OTHER_PREFIXES", {})): name for name in self.files}
+        problems = self._problems(shapes, getattr(family, "IGNORED_PREFIXES", ()))
+        if problems:
+            shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+            raise CheckpointError(
+                explain(str(folder), expected="the tensors that config.json describes", found=shown, todo="Check both.")
+            )
+        self._shapes = shapes
+
+    def _problems(self, shapes: Mapping[str, tuple[int, ...]], ignored: tuple[str, ...]) -> list[str]:
+        problems = []
+        for item in self._maps.values():
+            expected = item.their_shape(shapes[item.ours])
+            for name in item.theirs:
+                if name not in self._found:
+                    problems.append(f"{name} is missing")
+                elif self.files[self._found[name]] != expected:
+                    problems.append(f"{name} has shape {self.files[self._found[name]]} instead of {expected}")
+        surplus = set(self._found) - {name for item in self._maps.values() for name in item.theirs}
+        return problems + [
+            f"{name} is not part of the model" for name in sorted(surplus) if not name.startswith(ignored)
+        ]
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor of ``HybridLM``'s state dict, in the type that it is stored in."""
+        if name == "lm_head.weight" and self.config.tie_embeddings:
+            name = "embeddings.weight"
+        if name not in self._maps:  # the bias of a convolution that has none
+            return torch.zeros(self._shapes[name])
+        item = self._maps[name]
+        return item.join(self.files.read([self._found[theirs] for theirs in item.theirs]))
 
 
 def load_model(folder: Path) -> HybridLM:
-    """The torch model of a checkpoint, in float32; every missing, misshapen or surplus tensor is named."""
-    raw = read_raw_config(folder)
-    family = family_of(raw)
-    config = family.parse_config(raw)
-    files = TensorFiles(folder)
+    """The torch model of a checkpoint, in float32. Raises CheckpointError as :class:`Checkpoint` does."""
+    checkpoint = Checkpoint(folder)
     with torch.device("meta"):
-        model = HybridLM(config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    maps = list(family.tensor_maps(config))
-    found = {_usual_name(name, getattr(family, "OTHER_PREFIXES", {})): name for name in files}
-    problems = []
-    for tensor_map in maps:
-        for name in tensor_map.theirs:
-            expected = tensor_map.their_shape(shapes[tensor_map.ours])
-            if name not in found:
-                problems.append(f"{name} is missing")
-            elif files[found[name]] != expected:
-                problems.append(f"{name} has shape {files[found[name]]} instead of {expected}")
-    surplus = set(found) - {name for tensor_map in maps for name in tensor_map.theirs}
-    problems += [
-        f"{name} is not part of the model"
-        for name in sorted(surplus)
-        if not name.startswith(getattr(family, "IGNORED_PREFIXES", ()))
-    ]
-    if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise CheckpointError(
-            explain(str(folder), expected="the tensors that config.json describes", found=shown, todo="Check both.")
-        )
-    state = {item.ours: item.join([files.read(found[name]) for name in item.theirs]) for item in maps}
-    if config.tie_embeddings:
-        state["lm_head.weight"] = state["embeddings.weight"]
-    for name, shape in shapes.items():
-        if name not in state and name.endswith("conv_bias"):
-            state[name] = torch.zeros(shape)
+        model = HybridLM(checkpoint.config)
+    state = {name: checkpoint.tensor(name).float() for name in model.state_dict()}
     model.load_state_dict(state, assign=True)  # the tensors themselves: a copy of a large model would not fit
-    if config.tie_embeddings:
+    if checkpoint.config.tie_embeddings:
         model.lm_head.weight = model.embeddings.weight
     return model
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Optional
 
 import msgspec
 import torch
 import typer
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from edge_export.checkpoint import load_model, save_model
@@ -128,6 +132,15 @@ def plot(
     plot_losses(logs, out)
 
 
+@contextmanager
+def bytes_written(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with bytes and the time left, on a terminal; called with what is done and what there is."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with ProgressBar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 @app.command()
 def onnx(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder in Hugging Face format.")],
@@ -149,7 +162,9 @@ def onnx(
         "cache_dtype": cache_dtype,
         "state_dtype": state_dtype,
     }
-    export_graph(checkpoint, out, msgspec.convert(choices, Storage))
+    storage = msgspec.convert(choices, Storage)
+    with bytes_written("weights") as progress:
+        export_graph(checkpoint, out, storage, progress)
     console.print(f"{out}/model.onnx: {weights}, traced and checked in {time.perf_counter() - started:.1f} s")
 
 
@@ -181,6 +196,9 @@ def main() -> None:
     except EdgeError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        console.print(f"[red]error:[/red] {error.strerror or error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
     except msgspec.ValidationError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -9,13 +10,14 @@ from typing import Literal
 import msgspec
 import onnx
 
-from edge_export.checkpoint import load_model
-from edge_export.quantize import quantize, to_bfloat16
+from edge_export.checkpoint import Checkpoint
+from edge_export.quantize import Convert, as_it_is, convert, in_bfloat16, quantized
 from edge_export.torch_model import HybridLM
-from edge_export.trace import trace
+from edge_export.trace import save_graph, trace
+from edge_export.weights import Progress, silent, stored_leaves, write_weights
 from edge_sdk.bundle import GRAPH, WEIGHTS, Bundle, write_bundle
 from edge_sdk.errors import CheckpointError, explain
-from edge_sdk.files import new_directory, sha256
+from edge_sdk.files import resumable_directory, sha256
 from edge_sdk.model import ModelConfig
 from edge_sdk.text import TEMPLATE_FILE, TOKENIZER_FILE
 
@@ -42,29 +44,44 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
         blocks = f"-block{self.block_size}" if self.weights.startswith("int") else ""
         return f"{self.weights}{blocks}" + ("-head4" if self.weights == "int4" and self.head_bits == 4 else "")
 
+    def convert(self) -> Convert:
+        """What becomes of a model's leaves."""
+        if self.weights == "bfloat16":
+            return in_bfloat16
+        if self.weights == "float32":
+            return as_it_is
+        if self.weights == "int8":
+            return quantized(8, self.block_size, head_bits=8)
+        return quantized(4, self.block_size, self.head_bits)
+
+    def describe(self, config: ModelConfig) -> ModelConfig:
+        """The model with its states stored so."""
+        return msgspec.structs.replace(config, cache_dtype=self.cache_dtype, state_dtype=self.state_dtype)
+
     def apply(self, model: HybridLM) -> HybridLM:
         """Stores a model's weights that way, in place, and describes its states so."""
-        model.config = msgspec.structs.replace(model.config, cache_dtype=self.cache_dtype, state_dtype=self.state_dtype)
-        if self.weights == "bfloat16":
-            return to_bfloat16(model)
-        if self.weights == "int8":
-            return quantize(model, bits=8, block_size=self.block_size)
-        if self.weights == "int4":
-            return quantize(model, bits=4, block_size=self.block_size, head_bits=self.head_bits)
-        return model
+        model.config = self.describe(model.config)
+        return convert(model, self.convert())
 
 
-def export_graph(checkpoint: Path, folder: Path, storage: Storage) -> None:
-    """Traces a checkpoint, its weights stored as ``storage`` says, into ``folder``: model.onnx and its weights."""
-    model = storage.apply(load_model(checkpoint))
+def export_graph(checkpoint: Path, folder: Path, storage: Storage, progress: Progress = silent) -> None:
+    """Traces a checkpoint, its weights stored as ``storage`` says, into ``folder``: model.onnx and its weights.
+
+    No weight is read to trace. Then they are read, converted and written one after another: the memory needed is
+    that of the largest. An export that was interrupted goes on where it was, if nothing it depends on has changed.
+    Raises CheckpointError for a checkpoint that contradicts its config, and OSError early if the disk is too full.
+    """
+    source = Checkpoint(checkpoint)
     notes = {
-        MODEL_KEY: msgspec.json.encode(model.config).decode(),
+        MODEL_KEY: msgspec.json.encode(storage.describe(source.config)).decode(),
         WEIGHTS_KEY: storage.label,
         CHECKPOINT_KEY: _fingerprint(checkpoint),
         "edge.exported_with": f"edge-sdk {version('edge-sdk')}, torch {version('torch')}, onnx {version('onnx')}",
     }
-    with new_directory(folder) as new:
-        trace(model, new, notes)
+    with resumable_directory(folder, key=json.dumps(notes, sort_keys=True)) as new:
+        graph = trace(source.config, storage.convert(), storage.describe)
+        write_weights(graph, stored_leaves(source, storage.convert()), new / WEIGHTS, progress)
+        save_graph(graph, storage.describe(source.config), new / GRAPH, notes)
 
 
 def make_bundle(checkpoint: Path, graph: Path, target: Path) -> Bundle:

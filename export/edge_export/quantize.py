@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Union
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +36,23 @@ def quantize_blocks(weight: Tensor, bits: int, block_size: int) -> tuple[Tensor,
                 todo="Choose 32 or 64.",
             )
         )
+    *lead, width, out = weight.shape
+    values = torch.empty(*lead, width, out, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(*lead, width // block_size, out, device=weight.device)
+    columns = max(1, CHUNK_NUMBERS * out // max(1, weight.numel()))
+    for start in range(0, out, columns):  # in parts: in float32 a large weight would take several times its memory
+        part = slice(start, start + columns)
+        values[..., part], scales[..., part] = _quantize_part(weight[..., part].detach().float(), bits, block_size)
+    return values, scales
+
+
+CHUNK_NUMBERS = 1 << 22
+"""Of a weight that are quantised at once."""
+
+
+def _quantize_part(weight: Tensor, bits: int, block_size: int) -> tuple[Tensor, Tensor]:
     limit = 2 ** (bits - 1)
-    blocks = weight.detach().float().unflatten(-2, (-1, block_size))
+    blocks = weight.unflatten(-2, (-1, block_size))
     extreme = blocks.gather(-2, blocks.abs().argmax(-2, keepdim=True)).squeeze(-2)
     scales = _rounded_to_float16(torch.where(extreme == 0, torch.ones_like(extreme), extreme / -limit))
     values = (blocks / scales.unsqueeze(-2)).round().clamp(-limit, limit - 1)
@@ -142,41 +157,48 @@ class Bfloat16Embedding(nn.Module):
         return F.embedding(input_ids, self.weight).float()
 
 
-def _replace(model: HybridLM, make: Callable[[nn.Module], nn.Module | None]) -> HybridLM:
-    """Puts ``make(module)`` in a module's place, where it makes one; each old one is freed at once."""
+Convert = Callable[[str, nn.Module], Union[nn.Module, None]]
+"""From a leaf's name and the leaf (Linear, Embedding, Experts) to what is stored in its place; None leaves it."""
+
+
+def convert(model: HybridLM, make: Convert) -> HybridLM:
+    """Puts in each leaf's place, in a model, what ``make`` makes of it; each old one is freed at once."""
     leaves = (nn.Linear, nn.Embedding, Experts)
-    for parent in [module for module in model.modules() if not isinstance(module, leaves)]:
+    for parent_name, parent in [item for item in model.named_modules() if not isinstance(item[1], leaves)]:
         for name in [name for name, _ in parent.named_children()]:
-            if (made := make(parent.get_submodule(name))) is not None:
+            full_name = f"{parent_name}.{name}" if parent_name else name
+            if (made := make(full_name, parent.get_submodule(name))) is not None:
                 setattr(parent, name, made)
     return model
 
 
-def quantize(model: HybridLM, *, bits: int = 4, block_size: int = 32, head_bits: int = 8) -> HybridLM:
-    """Replaces every projection and expert by a quantised one, in place; the output head gets ``head_bits``.
+def quantized(bits: int, block_size: int, head_bits: int) -> Convert:
+    """Every projection and expert as blocks of integers; the output head with ``head_bits``.
 
     Embeddings become bfloat16. Routers, norms, convolutions and the scan's own parameters stay in float32.
     """
-    head = model.lm_head
 
-    def make(module: nn.Module) -> nn.Module | None:
+    def make(name: str, module: nn.Module) -> nn.Module | None:
         if isinstance(module, nn.Linear):
-            return QuantLinear(module, head_bits if module is head else bits, block_size)
+            return QuantLinear(module, head_bits if name == "lm_head" else bits, block_size)
         if isinstance(module, Experts):
             return QuantExperts(module, bits, block_size)
         return Bfloat16Embedding(module) if isinstance(module, nn.Embedding) else None
 
-    return _replace(model, make)
+    return make
 
 
-def to_bfloat16(model: HybridLM) -> HybridLM:
-    """Stores projections, experts, head and embeddings in bfloat16, in place; all else stays in float32."""
+def in_bfloat16(name: str, module: nn.Module) -> nn.Module | None:
+    """Projections, experts, head and embeddings in bfloat16; all else stays in float32."""
+    if isinstance(module, nn.Linear):
+        return Bfloat16Linear(module)
+    if isinstance(module, Experts):
+        for part in ("up_weight", "down_weight"):
+            setattr(module, part, nn.Parameter(getattr(module, part).detach().bfloat16()))
+        return module
+    return Bfloat16Embedding(module) if isinstance(module, nn.Embedding) else None
 
-    def make(module: nn.Module) -> nn.Module | None:
-        if isinstance(module, nn.Linear):
-            return Bfloat16Linear(module)
-        if isinstance(module, Experts):
-            return module.bfloat16()
-        return Bfloat16Embedding(module) if isinstance(module, nn.Embedding) else None
 
-    return _replace(model, make)
+def as_it_is(name: str, module: nn.Module) -> nn.Module | None:
+    """Everything in float32."""
+    return None

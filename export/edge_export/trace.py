@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,13 @@ import onnx
 import onnx_ir
 import torch
 from onnx import ModelProto, NodeProto, TensorProto
+from onnxscript import optimizer
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from edge_export.quantize import INT4_SUFFIX
+from edge_export.quantize import INT4_SUFFIX, Convert, convert
 from edge_export.torch_model import HybridLM, States
 from edge_plugins import DOMAIN, OPERATORS, OPSET_VERSION
 from edge_plugins.operator import STANDARD_OPSET
-from edge_sdk.bundle import GRAPH, WEIGHTS
 from edge_sdk.errors import CheckpointError, explain
 from edge_sdk.model import ModelConfig, TensorSpec
 
@@ -38,33 +39,51 @@ class _Graph(torch.nn.Module):
         return (logits, *present)
 
 
-def trace(model: HybridLM, folder: Path, notes: Mapping[str, str] | None = None) -> None:
-    """Writes one graph for prefill and decode into ``folder``: model.onnx, and its weights as external data.
+def trace(config: ModelConfig, make: Convert, describe: Callable[[ModelConfig], ModelConfig]) -> onnx_ir.Model:
+    """One graph for prefill and decode of a model whose leaves ``make`` converts; its weights are names and shapes.
 
-    batch, length, capacity and kept are dynamic. ``notes`` become the file's metadata. onnx.checker has checked it.
+    Nothing is computed and no weight exists: tensors are fake. batch, length, capacity and kept are dynamic.
     """
-    config = model.config
-    inputs, dynamic = _example(config)
-    with warnings.catch_warnings():
+    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        model = convert(HybridLM(config), make).eval()
+        model.config = describe(config)
+        inputs, dynamic = _example(model.config)
         program = torch.onnx.export(
-            _Graph(model).eval(),
+            _Graph(model),
             inputs,
-            input_names=[spec.name for spec in config.inputs()],
-            output_names=[spec.name for spec in config.outputs()],
+            input_names=[spec.name for spec in model.config.inputs()],
+            output_names=[spec.name for spec in model.config.outputs()],
             dynamic_shapes=dynamic,
             opset_version=STANDARD_OPSET,
             dynamo=True,
             verbose=False,
+            optimize=False,
         )
     assert program is not None
-    onnx_ir.save(program.model, folder / GRAPH, external_data=WEIGHTS)  # streamed: a proto holds no more than 2 GB
-    proto = onnx.load(str(folder / GRAPH), load_external_data=False)
+    _optimize(program.model)
+    return program.model
+
+
+def _optimize(model: onnx_ir.Model) -> None:
+    """Folds constants and removes what is not used. Fake weights have no values, so they are hidden meanwhile."""
+    weights = {name: value.const_value for name, value in model.graph.initializers.items()}
+    for value in model.graph.initializers.values():
+        value.const_value = None
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    optimizer.optimize_ir(model)
+    for name, value in model.graph.initializers.items():
+        value.const_value = value.const_value or weights[name]
+
+
+def save_graph(model: onnx_ir.Model, config: ModelConfig, path: Path, notes: Mapping[str, str]) -> None:
+    """Writes a graph whose weights stand in a file already; ``notes`` become its metadata. onnx.checker checks it."""
+    proto = onnx_ir.to_proto(model)
     _finish(proto, config)
-    onnx.helper.set_model_props(proto, dict(notes or {}))
-    (folder / GRAPH).write_bytes(proto.SerializeToString())
-    onnx.checker.check_model(str(folder / GRAPH), full_check=True)
+    onnx.helper.set_model_props(proto, dict(notes))
+    path.write_bytes(proto.SerializeToString())
+    onnx.checker.check_model(str(path), full_check=True)
 
 
 def _example(config: ModelConfig) -> tuple[tuple[object, ...], tuple[object, ...]]:

@@ -22,7 +22,6 @@ from edge_export.pack import Storage, export_graph, make_bundle
 from edge_export.quantize import pack_int4, quantize_blocks, unpack_int4
 from edge_export.torch_model import HybridLM
 from edge_export.torch_ops import dequantize
-from edge_export.trace import trace
 from edge_sdk.backends import Engine
 from edge_sdk.backends.ort import OrtEngine
 from edge_sdk.errors import CheckpointError, ConfigError
@@ -153,12 +152,14 @@ def test_the_graph_holds_our_operators_with_their_bodies(exported: Exported) -> 
 
 @pytest.mark.parametrize("cache_dtype", ["float32", "float16", "int8"])
 def test_onnx_reference_evaluator_agrees(cache_dtype: str, tmp_path: Path) -> None:
-    model = Storage(cache_dtype=cache_dtype).apply(make("plain"))  # type: ignore[arg-type]
-    trace(model, tmp_path)
+    storage = Storage(cache_dtype=cache_dtype)  # type: ignore[arg-type]
+    model = storage.apply(make("plain"))
+    save_model(make("plain"), tmp_path / "checkpoint")
+    export_graph(tmp_path / "checkpoint", tmp_path / "onnx", storage)
     ids, sizes = token_ids(2, 9), {"batch": 2, "capacity": 12}
     feeds = {spec.name: np.zeros(spec.sized(**sizes), spec.dtype) for spec in model.config.past_specs()}
     feeds |= {"input_ids": ids, "past_length": np.zeros(2, np.int64), "logit_positions": np.array([0, 8])}
-    logits, *present = ReferenceEvaluator(str(tmp_path / "model.onnx")).run(None, feeds)
+    logits, *present = ReferenceEvaluator(str(tmp_path / "onnx" / "model.onnx")).run(None, feeds)
     with torch.inference_mode():
         arguments = (torch.from_numpy(feeds[name]) for name in ("input_ids", "past_length", "logit_positions"))
         expected, states = model.step(*arguments, model.empty_states(**sizes))

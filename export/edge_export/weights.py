@@ -1,0 +1,178 @@
+"""Writes a graph's weights from a checkpoint, one after another: no more of them is in memory than the largest."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+import onnx_ir
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from edge_export.checkpoint import Checkpoint
+from edge_export.quantize import Convert
+from edge_export.torch_model import Experts, HybridLM, Rope
+from edge_sdk.errors import CheckpointError, explain
+
+Progress = Callable[[int, int], None]
+"""Is told the bytes that are written and those that there are in all."""
+
+PREFIX = "model."
+"""What stands before the names of HybridLM's tensors in the graph."""
+
+ALIGNMENT = 4096
+"""Bytes: a tensor begins with a page of its own."""
+
+SYNC_BYTES = 256 << 20
+"""So much is written before it is made sure of and noted as done."""
+
+
+def silent(done: int, total: int) -> None:
+    """Tells nobody."""
+
+
+Leaf = Callable[[], dict[str, Tensor]]
+"""Reads and converts the tensors of a leaf of the model, by their names in the stored one."""
+
+
+def stored_leaves(source: Checkpoint, make: Convert) -> dict[str, Leaf]:
+    """Every leaf of a checkpoint's model by name: modules that are converted as a whole, and tensors by themselves."""
+    with torch.device("meta"):
+        model = HybridLM(source.config)
+    leaves = (nn.Linear, nn.Embedding, Experts, Rope)
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, leaves)}
+    inside = {f"{name}.{part}" for name, module in modules.items() for part in module.state_dict()}
+    alone = [name for name in model.state_dict() if name not in inside]
+    stored: dict[str, Leaf] = {name: partial(_read_one, source, name) for name in alone}
+    for name, module in modules.items():
+        stored[name] = partial(_convert_leaf, source, make, name, module)
+    return stored
+
+
+def _read_one(source: Checkpoint, name: str) -> dict[str, Tensor]:
+    return {name: source.tensor(name)}
+
+
+def _convert_leaf(source: Checkpoint, make: Convert, name: str, module: nn.Module) -> dict[str, Tensor]:
+    leaf = copy.deepcopy(module)
+    leaf.load_state_dict({part: source.tensor(f"{name}.{part}") for part in leaf.state_dict()}, assign=True)
+    stored = make(name, leaf) or leaf
+    return {f"{name}.{part}": value.detach() for part, value in (*stored.named_parameters(), *stored.named_buffers())}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an initializer's bytes stand in the file."""
+
+    value: onnx_ir.Value
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+    def write(self, file: BinaryIO, tensor: Tensor) -> None:
+        """Writes a tensor in the initializer's type."""
+        if tuple(tensor.shape) != self.shape:
+            raise AssertionError(f"{self.value.name}: {tuple(tensor.shape)} instead of {self.shape}")
+        file.seek(self.offset)
+        file.write(tensor.to(self.dtype).contiguous().flatten().view(torch.uint8).numpy().data)
+
+    def point(self, path: Path) -> None:
+        """Makes the initializer stand for these bytes of ``path``."""
+        name, dtype, shape = str(self.value.name), self.value.dtype, self.value.shape
+        assert dtype is not None
+        assert isinstance(shape, onnx_ir.Shape)
+        self.value.const_value = onnx_ir.ExternalTensor(
+            path.name, self.offset, self.length, dtype, shape=shape, name=name, base_dir=path.parent
+        )
+
+
+def write_weights(graph: onnx_ir.Model, leaves: Mapping[str, Leaf], path: Path, progress: Progress = silent) -> None:
+    """Writes what the graph's initializers are to hold to ``path``, and points them there.
+
+    What ``<path>.done`` notes as written by an interrupted call is not written again. Raises OSError if the disk has
+    no room for all of it, and CheckpointError for an initializer that no leaf fills.
+    """
+    places = _lay_out(graph, leaves)
+    all_places = [place for of_leaf in places.values() for place in of_leaf]
+    size = max((place.offset + place.length for place in all_places), default=0)
+    total = sum(place.length for place in all_places)
+    note = path.with_name(path.name + ".done")
+    done = set(note.read_text(encoding="utf-8").splitlines()) if note.exists() and path.exists() else set()
+    _require_room(path, size)
+    with path.open("r+b" if done else "wb") as file, note.open("a" if done else "w", encoding="utf-8") as notes:
+        file.truncate(size)
+        unsure: list[str] = []
+        unsure_bytes = written = 0
+        for name, of_leaf in places.items():
+            if name not in done:
+                _write_leaf(file, of_leaf, leaves[name]())
+                unsure.append(name)
+                unsure_bytes += sum(place.length for place in of_leaf)
+            for place in of_leaf:
+                place.point(path)
+                written += place.length
+            if unsure_bytes >= SYNC_BYTES:
+                _make_sure(file, notes, unsure)
+                unsure, unsure_bytes = [], 0
+            progress(written, total)
+        _make_sure(file, notes, unsure)
+    note.unlink()
+
+
+def _write_leaf(file: BinaryIO, places: Sequence[Place], tensors: Mapping[str, Tensor]) -> None:
+    for place in places:
+        place.write(file, tensors[str(place.value.name).removeprefix(PREFIX)])
+
+
+def _make_sure(file: BinaryIO, notes: TextIO, names: list[str]) -> None:
+    """The data is on the disk before the note that says so."""
+    file.flush()
+    os.fsync(file.fileno())
+    notes.writelines(f"{name}\n" for name in names)
+    notes.flush()
+    os.fsync(notes.fileno())
+
+
+def _lay_out(graph: onnx_ir.Model, leaves: Mapping[str, Leaf]) -> dict[str, list[Place]]:
+    """The initializers that have no values yet, by their leaf, one behind the other in the file."""
+    places: dict[str, list[Place]] = {}
+    offset = 0
+    for value in graph.graph.initializers.values():
+        fake = getattr(value.const_value, "raw", None)
+        if not isinstance(fake, FakeTensor):
+            continue
+        leaf = str(value.name).removeprefix(PREFIX)
+        while leaf and leaf not in leaves:
+            leaf = leaf.rpartition(".")[0]
+        if not leaf:
+            raise CheckpointError(
+                explain(f"The graph's {value.name}", expected="a weight", found="none", todo="Report this.")
+            )
+        length = fake.numel() * fake.element_size()
+        places.setdefault(leaf, []).append(Place(value, fake.dtype, tuple(map(int, fake.shape)), offset, length))
+        offset = -(-(offset + length) // ALIGNMENT) * ALIGNMENT
+    return places
+
+
+def _require_room(path: Path, total: int) -> None:
+    already = path.stat().st_blocks * 512 if path.exists() else 0
+    free = shutil.disk_usage(path.parent).free
+    if total - already > free:
+        raise OSError(
+            errno.ENOSPC,
+            explain(
+                str(path.parent),
+                expected=f"{(total - already) / 1e9:.1f} GB of room",
+                found=f"{free / 1e9:.1f} GB",
+                todo="Make room, or export to another disk.",
+            ),
+        )
