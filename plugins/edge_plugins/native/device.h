@@ -21,6 +21,8 @@
 #include <cuda_runtime.h>
 // The block's dynamic shared memory, at a multiple of 128 bytes.
 #define EDGE_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+// Before a loop over registers: an array is in registers only where every index is known.
+#define EDGE_UNROLL _Pragma("unroll")
 #elif defined(EDGE_EMULATE_CUDA)
 #include "emulated_device.h"
 #else
@@ -96,6 +98,23 @@ __device__ inline uint32_t pack(float low, float high) {
 template <class T>
 __device__ inline float2 unpack(uint32_t pair) {
   return make_float2(to_float(T{static_cast<uint16_t>(pair)}), to_float(T{static_cast<uint16_t>(pair >> 16)}));
+}
+
+// The differences of two pairs, rounded to T.
+template <class T>
+__device__ inline uint32_t subtract(uint32_t minuend, uint32_t subtrahend) {
+#if defined(__CUDA_ARCH__)
+  using Pair = std::conditional_t<std::is_same_v<T, float16>, __half2, __nv_bfloat162>;
+  union {
+    uint32_t bits;
+    Pair pair;
+  } left{minuend}, right{subtrahend};
+  left.pair = __hsub2(left.pair, right.pair);
+  return left.bits;
+#else
+  const float2 left = unpack<T>(minuend), right = unpack<T>(subtrahend);
+  return pack<T>(left.x - right.x, left.y - right.y);
+#endif
 }
 
 // ---- Launching ----
