@@ -1,0 +1,89 @@
+"""The CUDA kernels as runners of the operator matrix: on a model of a GPU, which any machine can build and run."""
+
+from __future__ import annotations
+
+import importlib.util
+import sysconfig
+from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from builds import build
+from edge_plugins import Operator
+from edge_plugins.operator import Array, Case, dtype_of
+from matrix import BFLOAT16, FLOAT32, INT4, Outputs, Run, Runner, on_torch
+
+FORWARD, BACKWARD, SHUFFLED = SCHEDULES = (0, 1, 7)
+"""Orders in which the model runs a block's threads; the last is a seed."""
+
+HALVES = ("float16", "bfloat16")
+ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+"""Largest relative error of rounding to the type."""
+
+FUNCTIONS = {
+    "CachedAttention": "cached_attention",
+    "Mamba2Mixer": "mamba2_mixer",
+    "MoE": "moe",
+    "QLinear": "qlinear",
+}
+
+
+@lru_cache
+def module() -> Any:
+    """The test module on the model of a GPU, compiled now where that is needed."""
+    import pybind11
+
+    name, suffix = "_cuda_emulated", sysconfig.get_config_var("EXT_SUFFIX")
+    headers = f"{sysconfig.get_paths()['include']};{pybind11.get_include()}"
+    options = (f"-DEDGE_PYTHON_INCLUDE={headers}", f"-DEDGE_PYTHON_SUFFIX={suffix}")
+    spec = importlib.util.spec_from_file_location(name, build("cuda", "cuda_module", *options) / f"{name}{suffix}")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def runner(type: str = "float32", schedule: int = FORWARD, **settings: Any) -> Runner:
+    """The kernels with activations of this type, under this schedule; settings are those of the module's function."""
+
+    def make(operator: Operator, case: Case) -> Run:
+        function: Callable[..., Any] = getattr(module(), FUNCTIONS[operator.name])
+        given = {"bits": 4, **settings} if any(array.dtype == INT4 for array in case.inputs.values()) else settings
+
+        def run(inputs: Mapping[str, Array]) -> Outputs:
+            module().set_schedule(schedule)
+            arrays = {name: array.astype(np.int8) if array.dtype == INT4 else array for name, array in inputs.items()}
+            result = function(**arrays, **case.attributes, **given, type=type)
+            outputs = result if isinstance(result, tuple) else (result,)
+            return tuple(array.astype(FLOAT32) if array.dtype == BFLOAT16 else array for array in outputs)
+
+        return run
+
+    return make
+
+
+def assert_as_good_as_plain(
+    operator: Operator, case: Case, type: str, names: Collection[str], *, schedule: int = FORWARD
+) -> None:
+    """Errors against float64 at most twice those of the plain computation in ``type``, beyond one rounding.
+
+    All start from the same numbers, rounded to ``type`` where named: the inputs that the plain computation, torch on
+    the CPU, has in it. Errors are compared by their root mean square. Of single ones the largest may be eight times as
+    large: where terms cancel each other, what is left of them is a matter of luck in either computation.
+    """
+    narrow = {name: array.astype(dtype_of(type)) if name in names else array for name, array in case.inputs.items()}
+    exact = {name: array.astype(FLOAT32) if name in names else array for name, array in narrow.items()}
+    with np.errstate(all="ignore"):  # a poisoned row overflows
+        expected = operator.reference(**exact, **case.attributes)
+        plain = on_torch(operator, case)(narrow)
+    found = runner(type, schedule)(operator, case)(exact)
+    spoilt = [] if case.poisoned_row is None else [case.poisoned_row]
+    for name, *arrays in zip(operator.outputs_of(case.variant), found, expected, plain):
+        got, want, usual = (np.delete(array.astype(np.float64), spoilt, axis=0) for array in arrays)
+        rounding = ROUNDING[type] * max(1.0, float(np.abs(want).max()))
+        error, allowed = np.abs(got - want), np.abs(usual - want)
+        assert np.sqrt((error**2).mean()) <= 2 * np.sqrt((allowed**2).mean()) + rounding / 4, name
+        assert error.max() <= 8 * allowed.max() + rounding, name
