@@ -78,6 +78,24 @@ void test_barriers() {
   check(refused, "a barrier that not all reach is an error");
 }
 
+__global__ void exchange_numbers(unsigned* y) {
+  const unsigned lane = threadIdx.x;
+  y[lane] = __reduce_max_sync(kAllLanes, (lane * 7 + 3) % 32 + (lane == 5 ? 0x80000000u : 0));
+  y[32 + lane] = __byte_perm(0x33221100u, 0x77665544u, 0x7052u + lane % 8 * 0x100u);
+}
+
+void test_numbers() {
+  std::vector<unsigned> y(64);
+  launch(exchange_numbers, dim3(1), 32, 0, nullptr, y.data());
+  bool right = true;
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    right = right && y[lane] == 0x80000006u && y[32 + lane] == 0x77005522u + lane % 8 * 0x110000u;
+  }
+  check(right, "the largest number of a warp, and bytes in another order");
+  check(subtract<float16>(0x64086401u, 0x64086408u) == 0x0000c700u, "1024 + 1 less 1024 + 8");
+  check(subtract<bfloat16>(0x43084301u, 0x43084308u) == 0x0000c0e0u, "128 + 1 less 128 + 8");
+}
+
 template <class T>
 void test_product() {
   for (const bool transposed : {false, true}) {
@@ -106,6 +124,7 @@ void test_product() {
 
 int main() {
   edge::test::test_barriers();
+  edge::test::test_numbers();
   edge::test::test_product<edge::float16>();
   edge::test::test_product<edge::bfloat16>();
   std::printf("%d passed, %d failed\n", edge::test::count().passed, edge::test::count().failed);

@@ -1,14 +1,13 @@
 // edge::MoE: routing and the chosen experts' weighted sum. Meaning and shapes: op.py.
 #pragma once
 
+#include "../native/activation.h"
 #include "../native/packed.h"
 #include "../native/parallel.h"
 
 namespace edge {
 
-enum class Activation { kRelu2, kGelu, kSiluGated };
-
-struct MoeArgs {
+struct MoeShape {
   int64_t tokens;  // batch * length, may be 0
   int64_t width;
   int64_t experts;
@@ -19,6 +18,9 @@ struct MoeArgs {
   bool norm_topk_prob;
   float routed_scaling_factor;
   Activation activation;
+};
+
+struct MoeArgs : MoeShape {
   bool exact;                    // as in QLinearArgs
   const float* x;                // (tokens, width)
   const float* router_logits;    // (tokens, experts)

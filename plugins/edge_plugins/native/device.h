@@ -100,6 +100,23 @@ __device__ inline float2 unpack(uint32_t pair) {
   return make_float2(to_float(T{static_cast<uint16_t>(pair)}), to_float(T{static_cast<uint16_t>(pair >> 16)}));
 }
 
+// The differences of two pairs, rounded to T.
+template <class T>
+__device__ inline uint32_t subtract(uint32_t minuend, uint32_t subtrahend) {
+#if defined(__CUDA_ARCH__)
+  using Pair = std::conditional_t<std::is_same_v<T, float16>, __half2, __nv_bfloat162>;
+  union {
+    uint32_t bits;
+    Pair pair;
+  } left{minuend}, right{subtrahend};
+  left.pair = __hsub2(left.pair, right.pair);
+  return left.bits;
+#else
+  const float2 left = unpack<T>(minuend), right = unpack<T>(subtrahend);
+  return pack<T>(left.x - right.x, left.y - right.y);
+#endif
+}
+
 // ---- Launching ----
 
 #if defined(__CUDACC__)

@@ -153,7 +153,20 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
   for (unsigned lane = 0; lane < 32; ++lane) bits |= (all[lane] != 0 ? 1u : 0u) << lane;
   return bits;
 }
+inline unsigned __reduce_max_sync(unsigned, unsigned value) {
+  unsigned all[32];
+  std::memcpy(all, edge::emulated::exchange(&value, sizeof value), sizeof all);
+  return *std::max_element(all, all + 32);
+}
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const uint64_t bytes = uint64_t{y} << 32 | x;
+  unsigned chosen = 0;
+  for (unsigned i = 0; i < 4; ++i) {
+    chosen |= static_cast<unsigned>(bytes >> (8 * (selector >> (4 * i) & 7)) & 0xff) << (8 * i);
+  }
+  return chosen;
+}
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int atomicAdd(int* to, int value) {
   const int before = *to;

@@ -6,8 +6,11 @@
 
 namespace edge {
 
-struct QLinearArgs {
+struct QLinearShape {
   int64_t tokens;  // product of x's leading axes, may be 0
+};
+
+struct QLinearArgs : QLinearShape {
   const float* x;  // (tokens, in)
   const PackedMatrix* weight;
   bool exact;  // keeps x in float32; otherwise it is rounded to int8 by blocks (or bfloat16) where that is faster

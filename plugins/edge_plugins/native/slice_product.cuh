@@ -1,0 +1,186 @@
+// Few rows times a weight, on tensor cores: what decode does. It is made to read weights at the memory's speed.
+//
+// Weights go from memory to registers once, in 8 or 16 bytes along `out` (64 or 128 bytes without a gap per input),
+// with the next unit of inputs on its way while one is multiplied. A tensor core's product has room for 8 rows of
+// activations and costs the same for one: an int4 weight then takes about 1.3 instructions to unpack and 0.4 to
+// multiply and scale, where multiplying in float32 would take 3 for the first row and one more for every other, close
+// to all that a Jetson's cores can issue while its memory delivers.
+//
+// `in` is divided over the warps of a block and over slices (blocks), both in a fixed order, so that a large GPU has
+// enough loads under way although a decode step has few columns. A block adds up its warps' sums in shared memory.
+#pragma once
+
+#include "product_inputs.cuh"
+#include "row_tiles.cuh"
+#include "weight_fragments.cuh"
+
+namespace edge::cuda {
+
+constexpr int kSliceRows = 8;
+constexpr int kSliceWarps = 4;
+constexpr int kLongestSlice = 1024;  // inputs, kept in shared memory
+
+template <class Stored>
+struct SliceSizes {
+  static constexpr int kBytes = kIsInteger<Stored> ? 8 : 16;  // of a row, that a lane loads at once
+  static constexpr int kWords = kBytes / 4;
+  static constexpr int kOuts = kBytes * 8 / kBitsOf<Stored>;  // outputs of a lane
+  static constexpr int kColumns = 8 * kOuts;                  // of a block
+  static constexpr int kUnit = kIsInteger<Stored> ? 32 : 16;  // inputs multiplied together
+  static constexpr int kSteps = kUnit / 16;
+};
+
+// A lane's part of a unit of inputs.
+template <class Stored>
+struct SliceUnit {
+  using Sizes = SliceSizes<Stored>;
+  uint32_t rows[Sizes::kSteps][4][Sizes::kWords];
+  float scales[kIsInteger<Stored> ? Sizes::kOuts : 1];
+};
+
+template <class Stored>
+__device__ inline void load_unit(SliceUnit<Stored>& unit, const Weight& weight, int matrix, int unit_index,
+                                 int column) {
+  using Sizes = SliceSizes<Stored>;
+  const int out = static_cast<int>(weight.out), first = unit_index * Sizes::kUnit;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t row = matrix * weight.in + first;
+  EDGE_UNROLL
+  for (int step = 0; step < Sizes::kSteps; ++step) {
+    EDGE_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      const int64_t at = row + 16 * step + operand_row(lane, j);
+      load_bytes<Sizes::kBytes>(unit.rows[step][j], element<Stored>(weight.values, at, out, column));
+    }
+  }
+  if constexpr (kIsInteger<Stored>) {
+    const int block = static_cast<int>(weight.block);
+    const int64_t scale_row = matrix * (weight.in / weight.block) + first / block;
+    const auto* scales = reinterpret_cast<const float4*>(weight.scales + (scale_row * out + column));
+    EDGE_UNROLL
+    for (int i = 0; i < Sizes::kOuts / 4; ++i) {
+      const float4 four = scales[i];
+      unit.scales[4 * i] = four.x, unit.scales[4 * i + 1] = four.y;
+      unit.scales[4 * i + 2] = four.z, unit.scales[4 * i + 3] = four.w;
+    }
+  }
+}
+
+// sums += the unit's weights times its inputs, whose pairs stand in `right` (rows of activations being columns).
+template <class T, class Stored>
+__device__ inline void multiply_unit(const SliceUnit<Stored>& unit,
+                                     const uint32_t (&right)[SliceSizes<Stored>::kSteps][2],
+                                     float (&sums)[SliceSizes<Stored>::kOuts / 2][4]) {
+  using Sizes = SliceSizes<Stored>;
+  EDGE_UNROLL
+  for (int group = 0; group < Sizes::kOuts / 4; ++group) {
+    float parts[2][4] = {};
+    EDGE_UNROLL
+    for (int step = 0; step < Sizes::kSteps; ++step) {
+      uint32_t left[2][4];
+      left_operands<T, Stored>(unit.rows[step], group, left);
+      EDGE_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        mma_16x8x16<T>(kIsInteger<Stored> ? parts[i] : sums[2 * group + i], left[i], right[step]);
+      }
+    }
+    if constexpr (kIsInteger<Stored>) {
+      EDGE_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const int first = 4 * group + 2 * i;
+        add_scaled(sums[2 * group + i], parts[i], unit.scales[first], unit.scales[first + 1]);
+      }
+    }
+  }
+}
+
+// The block's sum over its warps, in their order, to slice blockIdx.z of the outputs.
+template <class Stored>
+__device__ inline void reduce_warps(const float (&sums)[SliceSizes<Stored>::kOuts / 2][4], float* memory,
+                                    const RowTile& tile, int first_column, const PartialSums& outputs) {
+  using Sizes = SliceSizes<Stored>;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  __syncthreads();  // the inputs are no longer needed
+  EDGE_UNROLL
+  for (int i = 0; i < Sizes::kOuts / 2; ++i) {
+    EDGE_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      const int row = lane % 4 * 2 + j % 2, column = lane / 4 * Sizes::kOuts + 2 * i + j / 2;
+      memory[(warp * kSliceRows + row) * Sizes::kColumns + column] = sums[i][j];
+    }
+  }
+  __syncthreads();
+  const int columns = min(Sizes::kColumns, outputs.out - first_column);
+  const int64_t slice_row = static_cast<int64_t>(blockIdx.z) * outputs.rows + tile.first;
+  for (int at = static_cast<int>(threadIdx.x); at < tile.count * Sizes::kColumns; at += kSliceWarps * kWarp) {
+    const int row = at / Sizes::kColumns, column = at % Sizes::kColumns;
+    if (column >= columns) continue;
+    float sum = 0;
+    for (int w = 0; w < kSliceWarps; ++w) sum += memory[(w * kSliceRows + row) * Sizes::kColumns + column];
+    outputs.sums[(slice_row + row) * outputs.out + first_column + column] = sum;
+  }
+}
+
+// Grid: (tiles of columns, tiles of 8 rows, slices). Shared memory: slice_bytes(). Bounds: 12 or 16 warps on a
+// multiprocessor, each with 2 KiB of weights on their way, and no spills.
+template <class T, class Stored, class Reader>
+__global__ void __launch_bounds__(kSliceWarps* kWarp, std::is_same_v<Stored, Int4> ? 3 : 4)
+    slice_product(RowGroups groups, Weight weight, Reader read, PartialSums outputs, int pitch) {
+  using Sizes = SliceSizes<Stored>;
+  EDGE_SHARED(memory);
+  auto* inputs = reinterpret_cast<T*>(memory);  // (8, pitch)
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  const RowTile tile = find_tile<kSliceRows>(groups, static_cast<int>(blockIdx.y));
+  if (tile.count == 0) return;
+  const int units = static_cast<int>(weight.in) / Sizes::kUnit, slice = static_cast<int>(blockIdx.z);
+  const int first = units * slice / outputs.slices, last = units * (slice + 1) / outputs.slices;
+  const int begin = first + (last - first) * warp / kSliceWarps;
+  const int end = first + (last - first) * (warp + 1) / kSliceWarps;
+  const int first_column = static_cast<int>(blockIdx.x) * Sizes::kColumns;
+  const int column = first_column + lane / 4 * Sizes::kOuts;
+  const bool has_columns = column < outputs.out;
+
+  SliceUnit<Stored> next = {};
+  if (has_columns && begin < end) load_unit<Stored>(next, weight, tile.matrix, begin, column);
+  const int length = (last - first) * Sizes::kUnit;
+  for (int row = 0; row < tile.count; ++row) {
+    for (int k = static_cast<int>(threadIdx.x); k < length; k += kSliceWarps * kWarp) {
+      inputs[row * pitch + k] = from_float<T>(read(tile.first + row, first * Sizes::kUnit + k));
+    }
+  }
+  __syncthreads();
+
+  float sums[Sizes::kOuts / 2][4] = {};
+  const bool has_row = lane / 4 < tile.count;
+  const auto* row = reinterpret_cast<const uint32_t*>(inputs + (lane / 4 * pitch));
+  for (int unit = begin; unit < end; ++unit) {
+    const SliceUnit<Stored> now = next;
+    if (has_columns && unit + 1 < end) load_unit<Stored>(next, weight, tile.matrix, unit + 1, column);
+    uint32_t right[Sizes::kSteps][2];
+    EDGE_UNROLL
+    for (int step = 0; step < Sizes::kSteps; ++step) {
+      const int pair = (unit - first) * (Sizes::kUnit / 2) + 8 * step + lane % 4;
+      right[step][0] = has_row ? row[pair] : 0;
+      right[step][1] = has_row ? row[pair + 4] : 0;
+    }
+    multiply_unit<T, Stored>(now, right, sums);
+  }
+  reduce_warps<Stored>(sums, reinterpret_cast<float*>(memory), tile, first_column, outputs);
+}
+
+// Elements between rows of inputs in shared memory: rows begin 16 bytes apart, modulo 128, so that 8 rows of 4 pairs
+// lie in different banks.
+template <class Stored>
+int slice_pitch(const Weight& weight, int slices) {
+  const int units = static_cast<int>(weight.in) / SliceSizes<Stored>::kUnit;
+  const int longest = (units + slices - 1) / slices * SliceSizes<Stored>::kUnit;
+  return (longest + 63) / 64 * 64 + 8;
+}
+
+template <class T, class Stored>
+size_t slice_bytes(int pitch) {
+  const int sums = kSliceWarps * kSliceRows * SliceSizes<Stored>::kColumns;
+  return std::max(static_cast<size_t>(kSliceRows * pitch) * sizeof(T), static_cast<size_t>(sums) * sizeof(float));
+}
+
+}  // namespace edge::cuda
