@@ -64,6 +64,7 @@ EXTRAS = {
 
 PACKAGE = Path("edge_plugins", "native")
 LIBRARY = "libedge_plugins_ort.so"
+TENSORRT_LIBRARY = "libedge_plugins_trt.so"  # only where EDGE_SDK_CMAKE_ARGS asks for it
 LOG = "build.log"
 MODULE = "_native" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so")
 
@@ -103,7 +104,7 @@ class BuildNative(build_ext):
 
     def complain(self, target: Path, error: Exception) -> None:
         """One warning, or an error where the kernels are required."""
-        for stale in (LIBRARY, MODULE):
+        for stale in (LIBRARY, MODULE, TENSORRT_LIBRARY):
             (target / stale).unlink(missing_ok=True)  # older than the sources
         if self.require_native:
             sys.stderr.write((target / LOG).read_text(encoding="utf-8", errors="replace"))
@@ -117,7 +118,8 @@ class BuildNative(build_ext):
     def get_outputs(self) -> list[str]:
         """The files that exist after :meth:`run`."""
         folder = Path(self.build_lib) / PACKAGE
-        return [str(folder / name) for name in (LIBRARY, MODULE, LOG) if (folder / name).exists()]
+        names = (LIBRARY, MODULE, TENSORRT_LIBRARY, LOG)
+        return [str(folder / name) for name in names if (folder / name).exists()]
 
     def get_output_mapping(self) -> dict[str, str]:
         """Built file -> file in the source, for strict editable installs."""
@@ -125,7 +127,7 @@ class BuildNative(build_ext):
 
     def get_source_files(self) -> list[str]:
         """What a source distribution needs to build this."""
-        files = [path for path in (HERE / "plugins").rglob("*") if path.suffix in (".cc", ".h", ".map")]
+        files = [path for path in (HERE / "plugins").rglob("*") if path.suffix in (".cc", ".cu", ".cuh", ".h", ".map")]
         return [str(path.relative_to(HERE)) for path in [*files, HERE / "plugins" / "CMakeLists.txt"]]
 
 

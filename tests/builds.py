@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -27,6 +30,21 @@ def build(name: str, target: str, *options: str) -> Path:
         )
         assert result.returncode == 0, (result.stdout + result.stderr)[-5000:]
     return folder
+
+
+def build_module(name: str, target: str, module: str, *options: str) -> ModuleType:
+    """Builds a target that is a Python module of the name ``module``, and imports it."""
+    import pybind11
+
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    headers = f"{sysconfig.get_paths()['include']};{pybind11.get_include()}"
+    folder = build(name, target, f"-DEDGE_PYTHON_INCLUDE={headers}", f"-DEDGE_PYTHON_SUFFIX={suffix}", *options)
+    spec = importlib.util.spec_from_file_location(module, folder / f"{module}{suffix}")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 def need(*programs: str) -> None:

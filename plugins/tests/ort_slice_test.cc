@@ -4,48 +4,14 @@
 #include <onnxruntime_c_api.h>
 
 #include <cstddef>
-#include <type_traits>
+
+#include "alike.h"
 
 namespace {
 
 namespace slice = edge::ort_slice;
 
-// The same to a caller: equal numbers, enumerations, pointers to things alike, functions of alike things.
-template <class A, class B>
-struct Alike : std::bool_constant<(std::is_enum_v<A> && std::is_enum_v<B>) ||
-                                  (std::is_class_v<A> && std::is_class_v<B>) || std::is_same_v<A, B>> {};
-
-template <class A, class B>
-struct Alike<A*, B*> : std::bool_constant<std::is_const_v<A> == std::is_const_v<B> &&
-                                          Alike<std::remove_cv_t<A>, std::remove_cv_t<B>>::value> {};
-
-template <class Official, class Ours>
-struct Functions : std::false_type {};
-
-template <class A, class... As, class B, class... Bs>
-struct Functions<A(As...), B(Bs...)> {
-  static constexpr bool value = [] {
-    if constexpr (sizeof...(As) == sizeof...(Bs)) {
-      return Alike<A, B>::value && (... && Alike<As, Bs>::value);
-    } else {
-      return false;
-    }
-  }();
-};
-
-template <class F>
-struct Plain;
-template <class A, class... As>
-struct Plain<A (*)(As...)> {
-  using type = A(As...);
-};
-template <class A, class... As>
-struct Plain<A (*)(As...) noexcept> {
-  using type = A(As...);
-};
-
-template <class Official, class Ours>
-constexpr bool alike = Functions<typename Plain<Official>::type, typename Plain<Ours>::type>::value;
+using edge::test::alike;
 
 #define SAME(type, member)                                                                           \
   static_assert(offsetof(::type, member) == offsetof(slice::type, member), "the place of " #member); \

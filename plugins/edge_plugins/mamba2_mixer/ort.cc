@@ -1,13 +1,11 @@
 // edge::Mamba2Mixer for ONNX Runtime.
 #include "../native/ort_op.h"
+#include "shape.h"
 
 namespace edge {
 namespace {
 
-enum Input : size_t { kProj, kConvWeight, kConvBias, kDtBias, kALog, kD, kNormWeight, kPastConv, kPastSsm };
-
-constexpr const char* kNames[] = {"proj", "conv_weight", "conv_bias", "dt_bias", "a_log",
-                                  "d",    "norm_weight", "past_conv", "past_ssm"};
+using namespace mamba2_mixer;
 
 class Mamba2Mixer : public NodeKernel {
  public:
@@ -23,7 +21,7 @@ class Mamba2Mixer : public NodeKernel {
       if (!parameter) return;  // computed: their shapes are looked at in every run
       parameters[i] = *parameter;
     }
-    read_sizes(parameters, args_);
+    read_sizes(parameters, conv_dim_, args_);
     sizes_known_ = true;
   }
 
@@ -32,15 +30,10 @@ class Mamba2Mixer : public NodeKernel {
     if (!sizes_known_) {
       std::array<Tensor, kPastConv> parameters;
       for (size_t i = kConvWeight; i < kPastConv; ++i) parameters[i] = run.input(i);
-      read_sizes(parameters, args);
+      read_sizes(parameters, conv_dim_, args);
     }
     const Tensor proj = run.input(kProj), past_conv = run.input(kPastConv), past_ssm = run.input(kPastSsm);
-    const int64_t inner = args.heads * args.head_dim;
-    proj.expect("proj", {-1, -1, inner + conv_dim_ + args.heads});
-    args.batch = proj.dims[0];
-    args.length = proj.dims[1];
-    past_conv.expect("past_conv", {args.batch, conv_dim_, args.kernel - 1});
-    past_ssm.expect("past_ssm", {args.batch, args.heads, args.head_dim, args.state});
+    read_block(proj, past_conv, past_ssm, conv_dim_, args);
     const auto floats = [&](size_t index) { return static_cast<const float*>(run.data(index)); };
     args.proj = proj.as<const float>();
     args.conv_weight = floats(kConvWeight);
@@ -52,36 +45,13 @@ class Mamba2Mixer : public NodeKernel {
     args.past_conv = past_conv.as<const float>();
     args.past_ssm = past_ssm.data;
     args.ssm_type = type_of(past_ssm);
-    args.y = static_cast<float*>(run.output(0, {args.batch, args.length, inner}));
+    args.y = static_cast<float*>(run.output(0, {args.batch, args.length, args.heads * args.head_dim}));
     args.present_conv = static_cast<float*>(run.output(1, past_conv));
     args.present_ssm = run.output(2, past_ssm);
     kernels_.mamba2_mixer(args, run.parallel());
   }
 
  private:
-  // The sizes follow from the parameters' shapes; refuses parameters that contradict each other.
-  void read_sizes(const std::array<Tensor, kPastConv>& parameters, Mamba2MixerArgs& args) const {
-    args.heads = parameters[kDtBias].rank == 1 ? parameters[kDtBias].dims[0] : 0;
-    const int64_t inner = parameters[kNormWeight].rank == 1 ? parameters[kNormWeight].dims[0] : 0;
-    args.kernel = parameters[kConvWeight].rank == 2 ? parameters[kConvWeight].dims[1] : 0;
-    args.head_dim = args.heads > 0 ? inner / args.heads : 0;
-    args.state = args.groups > 0 ? (conv_dim_ - inner) / (2 * args.groups) : 0;
-    const bool whole = args.heads > 0 && args.groups > 0 && args.kernel > 1 && args.heads % args.groups == 0 &&
-                       args.head_dim > 0 && args.state > 0 && inner == args.heads * args.head_dim &&
-                       conv_dim_ == inner + 2 * args.groups * args.state;
-    if (!whole) {
-      refuse("The sizes of Mamba2Mixer",
-             "conv_dim = heads * head_dim + 2 * groups * state, heads a multiple of groups, at least 2 taps",
-             "conv_dim " + std::to_string(conv_dim_) + ", groups " + std::to_string(args.groups) + ", heads " +
-                 std::to_string(args.heads) + ", inner " + std::to_string(inner) + ", taps " +
-                 std::to_string(args.kernel),
-             "Export the model again.");
-    }
-    parameters[kConvWeight].expect(kNames[kConvWeight], {conv_dim_, args.kernel});
-    parameters[kConvBias].expect(kNames[kConvBias], {conv_dim_});
-    for (const size_t i : {kDtBias, kALog, kD}) parameters[i].expect(kNames[i], {args.heads});
-  }
-
   const Kernels& kernels_;
   Mamba2MixerArgs args_{};
   int64_t conv_dim_ = 0;

@@ -1,15 +1,11 @@
 // edge::MoE for ONNX Runtime.
 #include "../native/packed_weight.h"
+#include "shape.h"
 
 namespace edge {
 namespace {
 
-Activation activation_of(const std::string& name) {
-  if (name == "relu2") return Activation::kRelu2;
-  if (name == "gelu") return Activation::kGelu;
-  if (name == "silu_gated") return Activation::kSiluGated;
-  refuse("The attribute activation of MoE", "relu2, gelu or silu_gated", "'" + name + "'", "Export the model again.");
-}
+using namespace moe;
 
 class MoE : public NodeKernel {
  public:
@@ -29,7 +25,12 @@ class MoE : public NodeKernel {
     args_.exact = info.settings().exact;
     args_.up = up_.matrices();
     args_.down = down_.matrices();
-    check(info);
+    check_weights(args_, up_.out(), down_.out(), down_.count());
+    check_routing(args_);
+    if (const auto bias = info.constant(2)) {
+      bias->expect("correction_bias", {args_.experts});
+      bias_checked_ = true;
+    }
   }
 
   void compute(const NodeRun& run) override {
@@ -48,36 +49,6 @@ class MoE : public NodeKernel {
   }
 
  private:
-  void check(const NodeInfo& info) {
-    const char* todo = "Export the model again.";
-    const int64_t gates = args_.activation == Activation::kSiluGated ? 2 : 1;
-    if (up_.out() != gates * args_.intermediate || down_.out() != args_.width || down_.count() != args_.experts) {
-      const auto text = [](const NodeWeight& w) {
-        return "(" + std::to_string(w.count()) + ", " + std::to_string(w.in()) + ", " + std::to_string(w.out()) + ")";
-      };
-      refuse("The weights of MoE",
-             "up (experts, width, intermediate, twice that if gated) and down (experts, "
-             "intermediate, width)",
-             text(up_) + " and " + text(down_), todo);
-    }
-    const auto within = [&](const char* name, int64_t value, int64_t highest) {
-      if (value >= 1 && value <= highest) return;
-      refuse(std::string("The attribute ") + name + " of MoE", "1 to " + std::to_string(highest), std::to_string(value),
-             todo);
-    };
-    within("n_group", args_.n_group, args_.experts);
-    if (args_.experts % args_.n_group != 0) {
-      refuse("The attribute n_group of MoE", "a divisor of " + std::to_string(args_.experts) + " experts",
-             std::to_string(args_.n_group), todo);
-    }
-    within("topk_group", args_.topk_group, args_.n_group);
-    within("top_k", args_.top_k, args_.experts / args_.n_group * args_.topk_group);
-    if (const auto bias = info.constant(2)) {
-      bias->expect("correction_bias", {args_.experts});
-      bias_checked_ = true;
-    }
-  }
-
   const Kernels& kernels_;
   const NodeWeight up_, down_;
   MoeArgs args_{};

@@ -18,12 +18,6 @@ bool succeeded(const OrtApi& api, OrtStatus* status) {
   return status == nullptr;
 }
 
-std::string shape_text(const int64_t* dims, size_t rank) {
-  std::string text = "(";
-  for (size_t i = 0; i < rank; ++i) text += (i > 0 ? ", " : "") + (dims[i] < 0 ? "any" : std::to_string(dims[i]));
-  return text + ")";
-}
-
 Tensor read(const OrtApi& api, const OrtValue* value) {
   Tensor tensor;
   if (value == nullptr) refuse("An input", "a tensor", "none", "Give the node all of its inputs.");
@@ -54,19 +48,6 @@ OrtStatus* guarded(const OrtApi& api, const F& f) noexcept {
 }
 
 }  // namespace
-
-void refuse(const std::string& what, const std::string& expected, const std::string& found, const std::string& todo) {
-  throw std::invalid_argument(what + ": expected " + expected + ", found " + found + ". " + todo);
-}
-
-std::string Tensor::shape() const { return shape_text(dims.data(), rank); }
-
-void Tensor::expect(const char* name, std::initializer_list<int64_t> expected) const {
-  const auto fits = [](int64_t want, int64_t found) { return want < 0 || want == found; };
-  if (rank == expected.size() && std::equal(expected.begin(), expected.end(), dims.begin(), fits)) return;
-  refuse(std::string("The shape of ") + name, shape_text(expected.begin(), expected.size()), shape(),
-         "Export the model again.");
-}
 
 Type type_of(const Tensor& tensor) {
   switch (tensor.type) {

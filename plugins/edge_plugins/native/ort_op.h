@@ -13,28 +13,12 @@
 #include "isa.h"
 #include "ort_api.h"
 #include "packed_store.h"
+#include "tensor.h"
 
 namespace edge {
 
-// What was wrong, what was expected, what was found, and what to do.
-[[noreturn]] void refuse(const std::string& what, const std::string& expected, const std::string& found,
-                         const std::string& todo);
-
-// The data and shape of a tensor, which it does not own.
-struct Tensor {
-  static constexpr size_t kMaxRank = 8;
-  void* data = nullptr;
-  size_t rank = 0;
-  std::array<int64_t, kMaxRank> dims{};
+struct Tensor : Shaped {
   ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-
-  template <class T>
-  T* as() const {
-    return static_cast<T*>(data);
-  }
-  std::string shape() const;
-  // Refuses any other shape, -1 standing for any size. `name` is the input's in op.py.
-  void expect(const char* name, std::initializer_list<int64_t> dims) const;
 };
 
 // The state and cache type of a tensor's elements.
@@ -100,12 +84,6 @@ class NodeKernel {
  public:
   virtual ~NodeKernel() = default;
   virtual void compute(const NodeRun& run) = 0;
-};
-
-// The input whose type and shape an output has, and the input whose last axis then takes the place of its last.
-struct ShapeRule {
-  size_t like;
-  int last_of = -1;
 };
 
 struct Port {

@@ -1,0 +1,135 @@
+"""The CUDA kernels compile for every architecture, and take no more registers and local memory than they are meant to.
+
+This says nothing about how they run: that takes a GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pytest
+
+from builds import build, need
+from places import ROOT
+
+PLUGINS = ROOT / "plugins" / "edge_plugins"
+SOURCES = sorted(path.relative_to(PLUGINS).as_posix() for path in PLUGINS.rglob("*.cu"))
+ARCHITECTURES = ("87", "90", "110", "120")
+"""Orin, Hopper, Thor, and Blackwell workstations."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a kernel may take at most, whatever it is specialised for, on any architecture."""
+
+    registers: int
+    """Of a thread. An SM has 65,536: 128 of them leave room for 512 threads, 255 for 256."""
+    spills: int = 0
+    """Bytes of a thread that are stored in local memory for want of registers."""
+
+
+LIMITS = {
+    # cached_attention
+    "attend_vector": Limit(168),
+    "attend_tensor": Limit(255, spills=32),
+    "combine": Limit(48, spills=4),
+    "copy": Limit(40),
+    "store": Limit(48),
+    # mamba2_mixer
+    "convolve_all": Limit(56),
+    "finish": Limit(48),
+    "prepare_chunks": Limit(56),
+    "scan_chunks": Limit(255),
+    "scan_steps": Limit(128),
+    # moe and qlinear
+    "combine_products": Limit(40),
+    "plain_product": Limit(48),
+    "route_and_sort": Limit(56),
+    "route_tokens": Limit(40),
+    "slice_product": Limit(152),
+    "sort_slots": Limit(40),
+    "tile_product": Limit(208),
+}
+"""By the kernel's name. Those that read a model's weights and states in decoding spill nothing."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel, specialised, on one architecture, as ptxas describes it."""
+
+    name: str
+    specialised: str
+    architecture: str
+    registers: int
+    spills: int
+    shared: int
+
+
+@lru_cache
+def sources_hash() -> str:
+    """Of everything that the kernels are made of."""
+    paths = sorted(path for pattern in ("*.cu", "*.cuh", "*.h") for path in PLUGINS.rglob(pattern))
+    version = subprocess.run(["nvcc", "--version"], capture_output=True, check=True).stdout
+    return hashlib.sha256(version + b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
+
+
+@lru_cache
+def commands() -> dict[str, str]:
+    """CMake's command by source."""
+    options = ("-DEDGE_CUDA=ON", f"-DEDGE_CUDA_ARCHITECTURES={';'.join(f'{a}-real' for a in ARCHITECTURES)}")
+    folder = build("gpu-code", "help", *options, "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", "-DEDGE_ISAS=baseline")
+    entries = json.loads((folder / "compile_commands.json").read_text())
+    return {entry["file"]: entry["command"] for entry in entries}
+
+
+@lru_cache
+def compiled(source: str) -> str:
+    """What ptxas says of a source, warnings being errors; kept until a source changes."""
+    need("nvcc", "cmake", "ninja")
+    log = ROOT / "build" / "gpu-code" / f"{sources_hash()}-{source.replace('/', '-')}.log"
+    if not log.exists():
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [*shlex.split(commands()[str(PLUGINS / source)]), "--threads", "2"]
+        command[command.index("-o") + 1] = str(log.with_suffix(".o"))
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
+        assert result.returncode == 0, (result.stdout + result.stderr)[-5000:]
+        log.with_suffix(".o").unlink()
+        log.write_text(result.stdout + result.stderr)
+    return log.read_text()
+
+
+def kernels_of(source: str) -> Iterator[Kernel]:
+    """The kernels of a source."""
+    described = re.finditer(
+        r"Compiling entry function '(\w+)' for 'sm_(\d+)a?'\n.*\n"
+        r"\s*\d+ bytes stack frame, (\d+) bytes spill stores, \d+ bytes spill loads\n"
+        r".*Used (\d+) registers(?:.*?(\d+) bytes smem)?",
+        compiled(source),
+    )
+    for mangled, architecture, spills, registers, shared in (match.groups() for match in described):
+        full = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout.strip()
+        name = re.split(r"[<(]", full.replace("(anonymous namespace)::", "").removeprefix("void "))[0].split("::")[-1]
+        yield Kernel(name, full, architecture, int(registers), int(spills), int(shared or 0))
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_kernels_compile_for_every_architecture_and_keep_to_their_limits(source: str) -> None:
+    kernels = list(kernels_of(source))
+    for kernel in kernels:
+        limit, where = LIMITS[kernel.name], f"{kernel.specialised} for sm_{kernel.architecture}"
+        assert kernel.registers <= limit.registers, where
+        assert kernel.spills <= limit.spills, where
+        assert kernel.shared == 0, f"{where}: shared memory is asked for at the launch (device.h)"
+    if kernels:
+        assert {kernel.architecture for kernel in kernels} == set(ARCHITECTURES)
+
+
+def test_every_limit_has_its_kernel() -> None:
+    assert {kernel.name for source in SOURCES for kernel in kernels_of(source)} == set(LIMITS)
