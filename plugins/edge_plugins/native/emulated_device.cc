@@ -52,6 +52,7 @@ struct Barrier {
 
 struct Copy {
   void* to;
+  size_t size;
   unsigned char bytes[16];
 };
 
@@ -238,13 +239,13 @@ void load_matrices(uint32_t (&r)[4], const void* row, bool transposed) {
   warp_barrier();  // what was read may be overwritten only after every lane has read it
 }
 
-void copy_async(void* shared, const void* global, bool valid) {
-  if ((reinterpret_cast<uintptr_t>(shared) | (valid ? reinterpret_cast<uintptr_t>(global) : 0)) % 16 != 0)
-    throw std::logic_error("an asynchronous copy whose addresses are no multiples of 16");
+void copy_async(void* shared, const void* global, size_t bytes, bool valid) {
+  if ((reinterpret_cast<uintptr_t>(shared) | (valid ? reinterpret_cast<uintptr_t>(global) : 0)) % bytes != 0)
+    throw std::logic_error("an asynchronous copy whose addresses are no multiples of its size");
   auto& groups = device().current().groups;
   if (groups.empty()) groups.emplace_back();
-  Copy copy{shared, {}};
-  if (valid) std::memcpy(copy.bytes, global, sizeof copy.bytes);
+  Copy copy{shared, bytes, {}};
+  if (valid) std::memcpy(copy.bytes, global, bytes);
   groups.back().push_back(copy);
 }
 
@@ -257,7 +258,7 @@ void commit_async() {
 void wait_async(int pending) {
   auto& groups = device().current().groups;
   while (static_cast<int>(groups.size()) - 1 > pending) {
-    for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.bytes, sizeof copy.bytes);
+    for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.bytes, copy.size);
     groups.erase(groups.begin());
   }
 }
