@@ -117,6 +117,17 @@ def test_in_place_is_the_same(name: str, type: str) -> None:
         np.testing.assert_array_equal(found, want)
 
 
+@pytest.mark.parametrize("type", ["float32", "float16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_spoilt_int8_row_shows(type: str, value: float) -> None:
+    """Integers cannot hold NaN or infinity, so the row's scale must."""
+    case = make_case("spoilt", past_length=(4,), length=1, cache="int8")
+    inputs = {name: array.copy() for name, array in case.inputs.items()}
+    inputs["value"][..., 3] = value
+    y, *_ = runner(type)(ATTENTION, case)(inputs)
+    assert np.isnan(y.reshape(2, 4, 16)[0]).all()
+
+
 @pytest.mark.parametrize("lengths", [[1] * LENGTH, [LENGTH], [3, 17, 1, 19]], ids=["steps", "block", "parts"])
 @pytest.mark.parametrize("name", [name for name in SPLIT_CASES if name.startswith(ATTENTION.name)])
 def test_any_split_agrees_with_the_reference(name: str, lengths: list[int]) -> None:

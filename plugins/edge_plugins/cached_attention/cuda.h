@@ -6,7 +6,8 @@
 
 namespace edge::cuda {
 
-// All pointers are the device's, at multiples of 16 bytes.
+// All pointers are the device's, at multiples of 16 bytes. With narrow activations beside a float16 or int8 cache,
+// queries, keys and values beyond float16's 65504 count as infinite (tensor.cuh).
 struct CachedAttentionArgs : CachedAttentionShape {
   Type type;                   // of query, key, value and y: float32, float16 or bfloat16
   const void* query;           // (batch, length, heads * head_dim)

@@ -24,6 +24,7 @@ struct Division {
   static constexpr int kTileRows = kRowWarps * kWarpRows;
   static constexpr int kWarpKeys = kDecode || kHeadDim > 128 ? 16 : kHeadDim > 80 ? 32 : 64;
   static constexpr int kKeys = kKeyWarps * kWarpKeys;
+  static_assert(kKeyStep % kKeys == 0, "a tile is part of one split");
 };
 
 // Where a block's shared memory holds what. The sums of key warps take the place of everything else at the end.
@@ -175,8 +176,8 @@ class TensorAttention {
     if (first > last) return;  // the whole warp
     const Range of_first = keys_of_row(p_, w_.past, first), of_last = keys_of_row(p_, w_.past, last);
     const int end = begin + D::kWarpKeys;
-    if (end <= of_first.begin || begin >= min(of_last.end, w_.keys.end)) return;
-    const bool all_visible = begin >= of_last.begin && end <= min(of_first.end, w_.keys.end);
+    if (end <= of_first.begin || begin >= of_last.end) return;
+    const bool all_visible = begin >= of_last.begin && end <= of_first.end;
     float scores[D::kRowTiles][2 * kKeyTiles][4] = {};
     score(scores, stage);
     uint32_t weights[kKeyTiles][D::kRowTiles][4];
@@ -262,7 +263,7 @@ class TensorAttention {
           EDGE_UNROLL
           for (int i = 0; i < 2; ++i) {
             const int key = begin + n * 8 + column + i;
-            const bool visible = key >= seen.begin && key < min(seen.end, w_.keys.end);
+            const bool visible = key >= seen.begin && key < seen.end;
             if (!visible) scores[m][n][2 * half + i] = -INFINITY;
           }
         }

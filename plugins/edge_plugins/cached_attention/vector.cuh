@@ -1,5 +1,8 @@
 // Attention without tensor cores: float32 activations, float32 caches and head sizes that are no multiple of 16.
 //
+// Float32 caches stay here even beside narrow activations: who asks for one asks for exactness, and in stages for tensor
+// cores it would not fit the shared memory of every GPU.
+//
 // All in float32. A lane has one key of a tile while scores are computed, and some of the head's dimensions while
 // values are added up; softmax is online (Milakov and Gimelshein 2018, arXiv 1805.02867). A block waits for its copies:
 // several blocks share a multiprocessor, and compute meanwhile.
@@ -13,6 +16,7 @@ template <class C, int kHeadDim>
 class VectorAttention {
  public:
   static constexpr int kKeys = kWarp;
+  static_assert(kKeyStep % kKeys == 0, "a tile is part of one split");
   static constexpr int kWarpRows = 4;
   static constexpr int kTileRows = kWarps * kWarpRows;
   static constexpr int kSharedBytes = 2 * CacheTile<C, kHeadDim, kKeys>::kBytes +
@@ -93,7 +97,7 @@ class VectorAttention {
     EDGE_UNROLL
     for (int i = 0; i < kWarpRows; ++i) {
       const Range seen = keys_of_row(p_, w_.past, w_.first_row + tile_row(i));
-      const bool visible = position >= seen.begin && position < min(seen.end, w_.keys.end);
+      const bool visible = position >= seen.begin && position < seen.end;
       const float exponent = visible ? scores[i] * key_scale : -INFINITY;
       float largest = exponent;
       for (int mask = kWarp / 2; mask > 0; mask /= 2) {
