@@ -1,7 +1,7 @@
 // Attention without tensor cores: float32 activations, float32 caches and head sizes that are no multiple of 16.
 //
-// Float32 caches stay here even beside narrow activations: who asks for one asks for exactness, and in stages for tensor
-// cores it would not fit the shared memory of every GPU.
+// Float32 caches stay here even beside narrow activations: who asks for one asks for exactness, and in stages for
+// tensor cores it would not fit the shared memory of every GPU.
 //
 // All in float32. A lane has one key of a tile while scores are computed, and some of the head's dimensions while
 // values are added up; softmax is online (Milakov and Gimelshein 2018, arXiv 1805.02867). A block waits for its copies:
