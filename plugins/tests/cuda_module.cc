@@ -8,5 +8,8 @@ PYBIND11_MODULE(EDGE_MODULE_NAME, m) {
 #if defined(EDGE_EMULATE_CUDA)
   m.def("set_schedule", &edge::emulated::set_schedule, "Order of threads: 0 forward, 1 backward, else a seed.");
 #endif
-  for (const Bind bind : {EDGE_CUDA_OPERATORS}) bind(m);
+  bind_cached_attention(m);
+  bind_mamba2_mixer(m);
+  bind_moe(m);
+  bind_qlinear(m);
 }

@@ -5,8 +5,6 @@
 
 namespace edge::test {
 
-using Bind = void (*)(pybind11::module_&);
-
 void bind_cached_attention(pybind11::module_& m);
 void bind_mamba2_mixer(pybind11::module_& m);
 void bind_moe(pybind11::module_& m);

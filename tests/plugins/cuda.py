@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sysconfig
 from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from builds import build
+from builds import build_module
 from edge_plugins import Operator
 from edge_plugins.operator import Array, Case, dtype_of
 from matrix import BFLOAT16, FLOAT32, INT4, Outputs, Run, Runner, on_torch
@@ -33,17 +31,7 @@ FUNCTIONS = {
 @lru_cache
 def module() -> Any:
     """The test module on the model of a GPU, compiled now where that is needed."""
-    import pybind11
-
-    name, suffix = "_cuda_emulated", sysconfig.get_config_var("EXT_SUFFIX")
-    headers = f"{sysconfig.get_paths()['include']};{pybind11.get_include()}"
-    options = (f"-DEDGE_PYTHON_INCLUDE={headers}", f"-DEDGE_PYTHON_SUFFIX={suffix}")
-    spec = importlib.util.spec_from_file_location(name, build("cuda", "cuda_module", *options) / f"{name}{suffix}")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    return build_module("cuda", "cuda_module", "_cuda_emulated")
 
 
 def runner(type: str = "float32", schedule: int = FORWARD, **settings: Any) -> Runner:
@@ -65,6 +53,16 @@ def runner(type: str = "float32", schedule: int = FORWARD, **settings: Any) -> R
     return make
 
 
+def rounded(case: Case, names: Collection[str], type: str) -> dict[str, Array]:
+    """The case's inputs, the named ones in a narrower type."""
+    return {name: array.astype(dtype_of(type)) if name in names else array for name, array in case.inputs.items()}
+
+
+def as_float32(inputs: Mapping[str, Array], names: Collection[str]) -> dict[str, Array]:
+    """The same numbers, the named ones as float32."""
+    return {name: array.astype(FLOAT32) if name in names else array for name, array in inputs.items()}
+
+
 def assert_as_good_as_plain(
     operator: Operator, case: Case, type: str, names: Collection[str], *, schedule: int = FORWARD
 ) -> None:
@@ -74,8 +72,8 @@ def assert_as_good_as_plain(
     the CPU, has in it. Errors are compared by their root mean square. Of single ones the largest may be eight times as
     large: where terms cancel each other, what is left of them is a matter of luck in either computation.
     """
-    narrow = {name: array.astype(dtype_of(type)) if name in names else array for name, array in case.inputs.items()}
-    exact = {name: array.astype(FLOAT32) if name in names else array for name, array in narrow.items()}
+    narrow = rounded(case, names, type)
+    exact = as_float32(narrow, names)
     with np.errstate(all="ignore"):  # a poisoned row overflows
         expected = operator.reference(**exact, **case.attributes)
         plain = on_torch(operator, case)(narrow)

@@ -8,7 +8,8 @@
 
 namespace edge {
 
-struct CachedAttentionArgs {
+// What the CPU's and the GPU's arguments share.
+struct CachedAttentionShape {
   int64_t batch;
   int64_t length;  // may be 0
   int64_t heads;
@@ -17,11 +18,14 @@ struct CachedAttentionArgs {
   int64_t capacity;
   int64_t window;  // keys that a query sees, its own included; 0 is all
   float scale;
+  Type cache_type;  // float32, float16 or int8
+};
+
+struct CachedAttentionArgs : CachedAttentionShape {
   const float* query;          // (batch, length, heads * head_dim)
   const float* key;            // (batch, length, kv_heads * head_dim)
   const float* value;          // as key
   const int64_t* past_length;  // (batch); past_length + length <= capacity, else std::invalid_argument
-  Type cache_type;             // float32, float16 or int8
   const void* past_key;        // (batch, kv_heads, capacity, head_dim)
   const void* past_value;
   const float* past_key_scale;  // (batch, kv_heads, capacity), int8 only

@@ -23,6 +23,8 @@
 #define EDGE_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 // Before a loop over registers: an array is in registers only where every index is known.
 #define EDGE_UNROLL _Pragma("unroll")
+// Before a loop: its steps are not written out, for want of registers.
+#define EDGE_ROLL _Pragma("unroll 1")
 #elif defined(EDGE_EMULATE_CUDA)
 #include "emulated_device.h"
 #else
@@ -144,6 +146,15 @@ void launch(void (*kernel)(P...), dim3 grid, unsigned threads, size_t shared_byt
   require(cudaGetLastError(), "kernel launch");
 }
 
+// ---- Arithmetic ----
+
+// 2 to the power of x: one instruction, to 22 bits; results below 2^-126 are 0.
+__device__ inline float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // ---- Tensor cores and asynchronous copies ----
 
 // d (16, 8) += a (16, 16) b (16, 8), in the register layout of PTX's mma.m16n8k16. T is float16 or bfloat16.
@@ -185,6 +196,13 @@ __device__ inline void load_matrices_transposed(uint32_t (&r)[4], const void* ro
 __device__ inline void copy_async(void* shared, const void* global, bool valid) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(valid ? 16 : 0)
+               : "memory");
+}
+
+// The same with one float; both addresses divide by 4.
+__device__ inline void copy_async_float(float* shared, const float* global, bool valid) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(global), "r"(valid ? 4 : 0)
                : "memory");
 }
 

@@ -52,6 +52,7 @@ struct Barrier {
 
 struct Copy {
   void* to;
+  size_t size;
   unsigned char bytes[16];
 };
 
@@ -125,6 +126,7 @@ class Device {
       fiber.context.uc_link = &scheduler_;
       makecontext(&fiber.context, enter, 0);
     }
+    asleep_ = 0;
     std::vector<unsigned> order(threads);
     std::iota(order.begin(), order.end(), 0u);
     if (schedule != 0) std::reverse(order.begin(), order.end());
@@ -134,11 +136,14 @@ class Device {
     }
   }
 
-  // Every thread that can runs until it waits or ends; returns how many ended.
+  // Every thread that can runs until it waits or ends; returns how many ended. Shuffled, some warps sleep for a turn,
+  // so that others run ahead of them as far as barriers let them.
   unsigned turn(const std::vector<unsigned>& order) {
     unsigned ended = 0, ran = 0;
+    if (schedule > 1 && random_() % 4 == 0) asleep_ = static_cast<uint32_t>(random_());
     for (const unsigned t : order) {
       Fiber& fiber = fibers_[t];
+      if (asleep_ >> (t / kLanes) & 1) continue;
       if (fiber.done || (fiber.waits_for && fiber.waits_for->round == fiber.waits_in)) continue;
       fiber.waits_for = nullptr;
       current_ = t;
@@ -147,7 +152,8 @@ class Device {
       if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
       ended += fiber.done ? 1 : 0;
     }
-    if (ran == 0) throw std::logic_error("threads wait at a barrier that others never reach");
+    if (ran == 0 && std::exchange(asleep_, 0) == 0)
+      throw std::logic_error("threads wait at a barrier that others never reach");
     return ended;
   }
 
@@ -161,6 +167,7 @@ class Device {
   std::vector<Warp> warps_;
   Barrier block_;
   unsigned current_ = 0;
+  uint32_t asleep_ = 0;  // a bit per warp
   std::exception_ptr error_;
   std::mt19937 random_{1};
 };
@@ -238,13 +245,13 @@ void load_matrices(uint32_t (&r)[4], const void* row, bool transposed) {
   warp_barrier();  // what was read may be overwritten only after every lane has read it
 }
 
-void copy_async(void* shared, const void* global, bool valid) {
-  if ((reinterpret_cast<uintptr_t>(shared) | (valid ? reinterpret_cast<uintptr_t>(global) : 0)) % 16 != 0)
-    throw std::logic_error("an asynchronous copy whose addresses are no multiples of 16");
-  Copy copy{shared, {}};
-  if (valid) std::memcpy(copy.bytes, global, sizeof copy.bytes);
+void copy_async(void* shared, const void* global, size_t bytes, bool valid) {
+  if ((reinterpret_cast<uintptr_t>(shared) | (valid ? reinterpret_cast<uintptr_t>(global) : 0)) % bytes != 0)
+    throw std::logic_error("an asynchronous copy whose addresses are no multiples of its size");
+  Copy copy{shared, bytes, {}};
+  if (valid) std::memcpy(copy.bytes, global, bytes);
   if (device().schedule == 1) {
-    std::memcpy(shared, copy.bytes, sizeof copy.bytes);
+    std::memcpy(shared, copy.bytes, bytes);
     return;
   }
   auto& groups = device().current().groups;
@@ -261,7 +268,7 @@ void commit_async() {
 void wait_async(int pending) {
   auto& groups = device().current().groups;
   while (static_cast<int>(groups.size()) - 1 > pending) {
-    for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.bytes, sizeof copy.bytes);
+    for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.bytes, copy.size);
     groups.erase(groups.begin());
   }
 }

@@ -24,6 +24,8 @@
 #define blockIdx (edge::emulated::here().block)
 #define blockDim (edge::emulated::here().threads)
 #define gridDim (edge::emulated::here().blocks)
+#define EDGE_UNROLL
+#define EDGE_ROLL
 #define EDGE_SHARED(name) unsigned char* const name = edge::emulated::shared_memory()
 #define EDGE_UNROLL
 
@@ -91,7 +93,7 @@ inline unsigned lane() { return here().thread.x % 32; }
 
 void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float (*convert)(uint16_t));
 void load_matrices(uint32_t (&r)[4], const void* row, bool transposed);
-void copy_async(void* shared, const void* global, bool valid);
+void copy_async(void* shared, const void* global, size_t bytes, bool valid);
 void commit_async();
 void wait_async(int pending);
 
@@ -108,13 +110,20 @@ void launch(void (*kernel)(P...), dim3 grid, unsigned threads, size_t shared_byt
   emulated::run(grid, threads, shared_bytes, [&] { kernel(arguments...); });
 }
 
+inline float fast_exp2(float x) { return std::exp2(x); }
+
 template <class T>
 inline void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   emulated::mma(d, a, b, std::is_same_v<T, float16> ? float16_to_float : bfloat16_to_float);
 }
 inline void load_matrices(uint32_t (&r)[4], const void* row) { emulated::load_matrices(r, row, false); }
 inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) { emulated::load_matrices(r, row, true); }
-inline void copy_async(void* shared, const void* global, bool valid) { emulated::copy_async(shared, global, valid); }
+inline void copy_async(void* shared, const void* global, bool valid) {
+  emulated::copy_async(shared, global, 16, valid);
+}
+inline void copy_async_float(float* shared, const float* global, bool valid) {
+  emulated::copy_async(shared, global, 4, valid);
+}
 inline void commit_async() { emulated::commit_async(); }
 template <int kPending>
 inline void wait_async() {
