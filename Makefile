@@ -10,11 +10,13 @@ PIP := pip install --quiet --disable-pip-version-check
 demo: envs
 	@$(WORKSTATION)/bin/python samples/scan_rover/demo.py
 
-# A compile that fails costs users only speed; here it is an error.
+# A compile that fails costs users only speed; here it is an error. What needs the machine to itself, and the robot, comes
+# last and by itself.
 test: export EDGE_SDK_REQUIRE_NATIVE = 1
 test: debian envs
 	$(ROBOT)/bin/python -m pytest tests/runtime
-	$(WORKSTATION)/bin/python -m pytest
+	$(WORKSTATION)/bin/python -m pytest -n 2 --dist loadfile --ignore tests/ros --ignore tests/test_readme.py
+	$(WORKSTATION)/bin/python -m pytest tests/ros tests/test_readme.py
 
 lint: envs
 	$(WORKSTATION)/bin/$(PIP) -c export/constraints.txt -e '.[dev]'

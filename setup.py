@@ -52,6 +52,8 @@ EXTRAS = {
         "ninja>=1.11",
         "pybind11>=2.12",
         "pytest>=8.0",
+        "pytest-xdist>=3.6",
+        "tensorrt-rtx-cu13==1.7.1.116; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "transformers>=5.20",
     ],
     "dev": ["mypy>=1.15", "pre-commit>=4.0", "ruff>=0.11"],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -24,12 +27,22 @@ def build(name: str, target: str, *options: str) -> Path:
     need("cmake", "ninja")
     folder = ROOT / "build" / f"test-{name}"
     configure = ["cmake", "-G", "Ninja", "-S", ROOT / "plugins", "-B", folder, "-DEDGE_WERROR=ON", "-DEDGE_TESTS=ON"]
-    for command in ([*configure, *options], ["cmake", "--build", folder, "--target", target]):
-        result = subprocess.run(
-            list(map(str, command)), env=os.environ | {"PATH": PATH}, capture_output=True, text=True, check=False
-        )
-        assert result.returncode == 0, (result.stdout + result.stderr)[-5000:]
+    with one_at_a_time(folder):
+        for command in ([*configure, *options], ["cmake", "--build", folder, "--target", target]):
+            result = subprocess.run(
+                list(map(str, command)), env=os.environ | {"PATH": PATH}, capture_output=True, text=True, check=False
+            )
+            assert result.returncode == 0, (result.stdout + result.stderr)[-5000:]
     return folder
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Tests run side by side: those that need the same build wait for each other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def build_module(name: str, target: str, module: str, *options: str) -> ModuleType:

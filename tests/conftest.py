@@ -14,13 +14,14 @@ sys.path[:0] = [str(ROVER), str(ROOT / "ros_bridge"), str(ROOT / "benchmarks")]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Environments and bundles other than those that ``make envs`` and the tests make."""
+    """Environments, bundles and GPUs other than those that the tests take by themselves."""
     parser.addoption(
         "--ros-python",
         type=Path,
         default=ROOT / ".venvs" / "ros" / "bin" / "python",
         help="an interpreter that has rclpy",
     )
+    parser.addoption("--architectures", default="87,110", help="GPUs to compile the CUDA kernels for: Orin and Thor")
     parser.addoption("--scan-bundle", type=Path, help="a finished bundle of SCAN, to save the time of exporting one")
 
 

@@ -65,21 +65,12 @@ def _mamba_head_dim(raw: common.Config) -> int:
 
 def format_config(config: ModelConfig) -> dict[str, Any]:
     """The config.json of a ModelConfig."""
-    raw: dict[str, Any] = {
-        "architectures": ["BambaForCausalLM"],
-        "model_type": "bamba",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden,
+    raw: dict[str, Any] = common.format_base(config, "BambaForCausalLM") | {
         "num_hidden_layers": len(list(common.blocks(config))),
         "attn_layer_indices": [index for index, mixer, _ in common.blocks(config) if isinstance(mixer, AttentionSpec)],
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
         "max_position_embeddings": config.max_length,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": list(config.eos_token_ids),
-        "pad_token_id": config.pad_token_id,
-        "torch_dtype": "float32",
     }
     if attention := common.the_one(config, AttentionSpec):
         raw |= {

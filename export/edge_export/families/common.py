@@ -52,6 +52,21 @@ def special_tokens(config: Config) -> dict[str, Any]:
     }
 
 
+def format_base(config: ModelConfig, architecture: str) -> dict[str, Any]:
+    """What every family's config.json says in the same words."""
+    return {
+        "architectures": [architecture],
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden,
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": list(config.eos_token_ids),
+        "pad_token_id": config.pad_token_id,
+        "torch_dtype": "float32",
+    }
+
+
 def time_step_limit(config: Config) -> dict[str, Any]:
     """A Mamba2Spec's dt_min and dt_max."""
     dt_min, dt_max = (number(limit) for limit in config.get("time_step_limit") or (0.0, float("inf")))

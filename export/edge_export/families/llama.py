@@ -57,11 +57,7 @@ def format_config(config: ModelConfig) -> dict[str, Any]:
 def format_decoder(config: ModelConfig, architecture: str) -> dict[str, Any]:
     """The config.json of a decoder."""
     attention, mlp = common.the_one(config, AttentionSpec), common.the_one(config, MlpSpec)
-    return {
-        "architectures": [architecture],
-        "model_type": config.family,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden,
+    return common.format_base(config, architecture) | {
         "num_hidden_layers": len(list(common.blocks(config))),
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
@@ -72,12 +68,7 @@ def format_decoder(config: ModelConfig, architecture: str) -> dict[str, Any]:
         "mlp_bias": mlp.bias,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
         "max_position_embeddings": config.max_length,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": list(config.eos_token_ids),
-        "pad_token_id": config.pad_token_id,
-        "torch_dtype": "float32",
     }
 
 

@@ -43,11 +43,7 @@ def parse_config(raw: common.Config) -> ModelConfig:
 def format_config(config: ModelConfig) -> dict[str, Any]:
     """The config.json of a ModelConfig."""
     layer = common.the_one(config, Mamba2Spec)
-    return {
-        "architectures": ["Mamba2ForCausalLM"],
-        "model_type": "mamba2",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden,
+    return common.format_base(config, "Mamba2ForCausalLM") | {
         "expand": common.expansion(layer, config.hidden),
         "num_hidden_layers": len(config.layers),
         "num_heads": layer.heads,
@@ -59,11 +55,6 @@ def format_config(config: ModelConfig) -> dict[str, Any]:
         "use_conv_bias": layer.conv_bias,
         "time_step_limit": common.format_time_step_limit(layer),
         "layer_norm_epsilon": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": list(config.eos_token_ids),
-        "pad_token_id": config.pad_token_id,
-        "torch_dtype": "float32",
     }
 
 

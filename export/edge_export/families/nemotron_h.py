@@ -110,19 +110,10 @@ def _layer(config: dict[str, Any], letter: str) -> LayerSpec:
 
 def format_config(config: ModelConfig) -> dict[str, Any]:
     """The config.json of a ModelConfig whose layers of one kind are all alike, as the format requires."""
-    raw: dict[str, Any] = {
-        "architectures": ["NemotronHForCausalLM"],
-        "model_type": "nemotron_h",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden,
+    raw: dict[str, Any] = common.format_base(config, "NemotronHForCausalLM") | {
         "layers_block_type": [LAYER_TYPES[letter] for letter in config.pattern],
         "layer_norm_epsilon": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
         "max_position_embeddings": config.max_length,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": list(config.eos_token_ids),
-        "pad_token_id": config.pad_token_id,
-        "torch_dtype": "float32",
     }
     for kind in (Mamba2Spec, AttentionSpec, MlpSpec, MoeSpec):
         if spec := common.the_one(config, kind):
