@@ -136,7 +136,7 @@ def plot(
 def bytes_written(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar with bytes and the time left, on a terminal; called with what is done and what there is."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with ProgressBar(*columns, console=console, transient=True) as bar:
+    with ProgressBar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
