@@ -197,7 +197,7 @@ def main() -> None:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        console.print(f"[red]error:[/red] {error.strerror or error}", highlight=False, soft_wrap=True)
+        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except msgspec.ValidationError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)

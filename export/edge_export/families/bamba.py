@@ -19,16 +19,9 @@ TURNED_SHARE = 0.5
 def parse_config(raw: common.Config) -> ModelConfig:
     """A ModelConfig from the parsed config.json; refuses by name what it does not support."""
     common.require(raw, FIXED)
-    hidden, heads = common.get(raw, "hidden_size"), common.get(raw, "num_attention_heads")
-    head_dim = raw.get("head_dim") or hidden // heads
-    attention = AttentionSpec(
-        heads=heads,
-        kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=head_dim,
-        rope=common.parse_rope(raw, head_dim, TURNED_SHARE),
-        bias=raw.get("attention_bias", False),
-        output_bias=raw.get("attention_bias", False),
-    )
+    hidden = common.get(raw, "hidden_size")
+    head_dim = raw.get("head_dim") or hidden // common.get(raw, "num_attention_heads")
+    attention = common.parse_attention(raw, head_dim, share=TURNED_SHARE)
     mamba = Mamba2Spec(
         heads=common.get(raw, "mamba_n_heads"),
         head_dim=_mamba_head_dim(raw),
@@ -73,13 +66,7 @@ def format_config(config: ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": config.max_length,
     }
     if attention := common.the_one(config, AttentionSpec):
-        raw |= {
-            "num_attention_heads": attention.heads,
-            "num_key_value_heads": attention.kv_heads,
-            "head_dim": attention.head_dim,
-            "attention_bias": attention.bias,
-            "rope_parameters": common.format_rope(attention.rope, attention.head_dim),
-        }
+        raw |= common.format_attention(attention)
     if mamba := common.the_one(config, Mamba2Spec):
         raw |= {
             "mamba_n_heads": mamba.heads,

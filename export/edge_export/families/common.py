@@ -125,6 +125,32 @@ def format_rope(spec: RopeSpec, head_dim: int) -> dict[str, Any]:
     return rope
 
 
+def parse_attention(config: Config, head_dim: int, *, share: float = 1.0, qk_norm: bool = False) -> AttentionSpec:
+    """Attention with a rotary embedding; ``share`` as in :func:`parse_rope`."""
+    heads, bias = get(config, "num_attention_heads"), config.get("attention_bias", False)
+    return AttentionSpec(
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        rope=parse_rope(config, head_dim, share),
+        qk_norm=qk_norm,
+        bias=bias,
+        output_bias=bias,
+    )
+
+
+def format_attention(spec: AttentionSpec) -> dict[str, Any]:
+    """The reverse of :func:`parse_attention`."""
+    assert spec.rope is not None
+    return {
+        "num_attention_heads": spec.heads,
+        "num_key_value_heads": spec.kv_heads,
+        "head_dim": spec.head_dim,
+        "attention_bias": spec.bias,
+        "rope_parameters": format_rope(spec.rope, spec.head_dim),
+    }
+
+
 def the_one(config: ModelConfig, kind: type[Any]) -> Any:
     """The spec that all layers of a kind share, as a config.json has but one; None if there is no such layer."""
     found = [spec for spec in config.layers if isinstance(spec, kind)]

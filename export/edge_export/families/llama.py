@@ -16,18 +16,8 @@ FIXED = {"hidden_act": "silu", "pretraining_tp": 1}
 def parse_config(raw: common.Config) -> ModelConfig:
     """A ModelConfig from the parsed config.json; refuses by name what it does not support."""
     common.require(raw, FIXED)
-    heads = common.get(raw, "num_attention_heads")
-    head_dim = raw.get("head_dim") or common.get(raw, "hidden_size") // heads
-    bias = raw.get("attention_bias", False)
-    attention = AttentionSpec(
-        heads=heads,
-        kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=head_dim,
-        rope=common.parse_rope(raw, head_dim),
-        bias=bias,
-        output_bias=bias,
-    )
-    return decoder(raw, "llama", attention)
+    head_dim = raw.get("head_dim") or common.get(raw, "hidden_size") // common.get(raw, "num_attention_heads")
+    return decoder(raw, "llama", common.parse_attention(raw, head_dim))
 
 
 def decoder(raw: common.Config, family: str, attention: AttentionSpec) -> ModelConfig:
@@ -59,11 +49,7 @@ def format_decoder(config: ModelConfig, architecture: str) -> dict[str, Any]:
     attention, mlp = common.the_one(config, AttentionSpec), common.the_one(config, MlpSpec)
     return common.format_base(config, architecture) | {
         "num_hidden_layers": len(list(common.blocks(config))),
-        "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.kv_heads,
-        "head_dim": attention.head_dim,
-        "attention_bias": attention.bias,
-        "rope_parameters": common.format_rope(attention.rope, attention.head_dim),
+        **common.format_attention(attention),
         "intermediate_size": mlp.intermediate,
         "mlp_bias": mlp.bias,
         "hidden_act": "silu",

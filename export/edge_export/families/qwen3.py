@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edge_export.families import common, llama
-from edge_sdk.model import AttentionSpec, ModelConfig
+from edge_sdk.model import ModelConfig
 
 FIXED = {"hidden_act": "silu", "use_sliding_window": False}
 
@@ -15,17 +15,7 @@ tensor_maps = llama.tensor_maps
 def parse_config(raw: common.Config) -> ModelConfig:
     """A ModelConfig from the parsed config.json; refuses by name what it does not support."""
     common.require(raw, FIXED)
-    heads, head_dim = common.get(raw, "num_attention_heads"), raw.get("head_dim") or 128
-    bias = raw.get("attention_bias", False)
-    attention = AttentionSpec(
-        heads=heads,
-        kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=head_dim,
-        rope=common.parse_rope(raw, head_dim),
-        qk_norm=True,
-        bias=bias,
-        output_bias=bias,
-    )
+    attention = common.parse_attention(raw, raw.get("head_dim") or 128, qk_norm=True)
     return llama.decoder(raw, "qwen3", attention)
 
 
