@@ -50,7 +50,9 @@ def plain_bundle(scan_bundle: Path, tmp_path: Path) -> Bundle:
 @pytest.fixture
 def built_bundle(scan_bundle: Path, tmp_path: Path) -> Bundle:
     """A bundle with the record of an engine, which itself is none."""
-    bundle = Bundle.open(shutil.copytree(scan_bundle, tmp_path / "bundle"), verify_hashes=False)
+    bundle = Bundle.open(
+        shutil.copytree(scan_bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines")), verify_hashes=False
+    )
     key = EngineKey(
         backend="tensorrt-rtx",
         version="0",
