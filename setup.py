@@ -26,12 +26,25 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "edge_sdk" / "__init__.py")
 
 ROOMS = {"edge_sdk": ".", "edge_plugins": "plugins", "edge_export": "export"}
 
+# What `edge-export engine` needs besides TensorRT.
+ENGINE = ["onnx>=1.19", "rich>=13.7", "typer>=0.15"]
+TENSORRT_RTX = "tensorrt-rtx-cu13==1.7.1.116"
+
 EXTRAS = {
     # One engine is enough on a robot.
     "cpu": ["onnxruntime>=1.23.2"],
     "gpu": ["onnxruntime-gpu>=1.23.2"],
-    # TensorRT itself is JetPack's; this is the engine that runs where no TensorRT engine was built yet.
-    "jetson": ["onnxruntime>=1.23.2"],
+    # TensorRT itself is JetPack's, and so is CUDA: 12 on JetPack 6 with Python 3.10, 13 on JetPack 7 with 3.12.
+    # onnxruntime runs a bundle where no TensorRT engine was built yet.
+    "jetson": [
+        "onnxruntime>=1.23.2",
+        "cuda-bindings>=12.8,<13; python_version < '3.12'",
+        "cuda-bindings>=13; python_version >= '3.12'",
+        *ENGINE,
+    ],
+    # Gigabytes, for workstations.
+    "tensorrt": ["tensorrt>=10.3", "cuda-bindings>=12.8", *ENGINE],
+    "tensorrt-rtx": [TENSORRT_RTX, "cuda-bindings>=13", *ENGINE],
     "export": [
         "matplotlib>=3.8",
         "onnx>=1.18",
@@ -53,7 +66,7 @@ EXTRAS = {
         "pybind11>=2.12",
         "pytest>=8.0",
         "pytest-xdist>=3.6",
-        "tensorrt-rtx-cu13==1.7.1.116; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        f"{TENSORRT_RTX}; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "transformers>=5.20",
     ],
     "dev": ["mypy>=1.15", "pre-commit>=4.0", "ruff>=0.11"],
@@ -66,7 +79,8 @@ EXTRAS = {
 
 PACKAGE = Path("edge_plugins", "native")
 LIBRARY = "libedge_plugins_ort.so"
-TENSORRT_LIBRARY = "libedge_plugins_trt.so"  # only where EDGE_SDK_CMAKE_ARGS asks for it
+# Only where EDGE_SDK_CMAKE_ARGS asks for them.
+TENSORRT_LIBRARIES = ("libedge_plugins_trt.so", "libedge_tensorrt_rtx_name.so")
 LOG = "build.log"
 MODULE = "_native" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so")
 
@@ -106,7 +120,7 @@ class BuildNative(build_ext):
 
     def complain(self, target: Path, error: Exception) -> None:
         """One warning, or an error where the kernels are required."""
-        for stale in (LIBRARY, MODULE, TENSORRT_LIBRARY):
+        for stale in (LIBRARY, MODULE, *TENSORRT_LIBRARIES):
             (target / stale).unlink(missing_ok=True)  # older than the sources
         if self.require_native:
             sys.stderr.write((target / LOG).read_text(encoding="utf-8", errors="replace"))
@@ -120,7 +134,7 @@ class BuildNative(build_ext):
     def get_outputs(self) -> list[str]:
         """The files that exist after :meth:`run`."""
         folder = Path(self.build_lib) / PACKAGE
-        names = (LIBRARY, MODULE, TENSORRT_LIBRARY, LOG)
+        names = (LIBRARY, MODULE, *TENSORRT_LIBRARIES, LOG)
         return [str(folder / name) for name in names if (folder / name).exists()]
 
     def get_output_mapping(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 import edge_sdk
+from edge_sdk.backends import DEVICES
 from edge_sdk.errors import EdgeError
 
 INTERRUPTED = 130
@@ -27,15 +28,20 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--json", action="store_true", help="print tokens, text and timings as JSON when done")
     run.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default 256)")
     run.add_argument("--threads", type=int, metavar="N", help="engine threads (default: all cores)")
+    run.add_argument("--device", default="auto", choices=DEVICES, help="what to run on (default auto)")
     run.set_defaults(command=_run)
     inspect = commands.add_parser("inspect", help="check a bundle and say what it holds")
     inspect.add_argument("bundle", help="the bundle's folder")
     inspect.set_defaults(command=_inspect)
+    doctor = commands.add_parser("doctor", help="say what this machine has and what would be used")
+    doctor.add_argument("bundle", nargs="?", help="a bundle's folder: say what would run it")
+    doctor.add_argument("--json", action="store_true", help="print everything as JSON")
+    doctor.set_defaults(command=_doctor)
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
-    model = edge_sdk.load(options.bundle, threads=options.threads)
+    model = edge_sdk.load(options.bundle, device=options.device, threads=options.threads)
     if options.json:
         completion = model.generate(options.prompt, options.max_new_tokens)
         print(json.dumps(msgspec.to_builtins(completion)))
@@ -61,6 +67,14 @@ def _inspect(options: argparse.Namespace) -> int:
     )
     for name, value in manifest.provenance.items():
         print(f"{name:<11} {value}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from edge_sdk.doctor import describe, examine
+
+    report = examine(edge_sdk.Bundle.open(options.bundle) if options.bundle else None)
+    print(json.dumps(msgspec.to_builtins(report), indent=2) if options.json else describe(report))
     return 0
 
 

@@ -93,7 +93,7 @@ class Session:
         stream, ends = self.model.codec.stream(), self.model.config.eos_token_ids
         self.finish_reason = "length"
         token_id = self._feed(ids)
-        room = min(max_new_tokens, self.model.config.max_length - self.position)
+        room = min(max_new_tokens, self.model.engine.max_length - self.position)
         for index in range(room):
             if token_id in ends:
                 self.finish_reason = "stop"
@@ -106,9 +106,9 @@ class Session:
         """Advances the states over ``ids``; returns the likeliest next token. Raises ConfigError when closed."""
         if self._states is None:
             raise ConfigError(explain("The session", expected="an open one", found="closed", todo="Open a new one."))
-        logits = prefill(self.model.engine, np.array([ids], dtype=np.int64), self._states)
+        token = prefill(self.model.engine, np.array([ids], dtype=np.int64), self._states)
         self.position = int(self._states.past_length[0])
-        return int(logits[0].argmax())
+        return int(token[0])
 
 
 def _check_budget(max_new_tokens: int) -> None:
@@ -132,12 +132,12 @@ class LanguageModel:
 
     def encode(self, prompt: Prompt, position: int = 0) -> list[int]:
         """Token ids of a prompt that is to follow ``position`` tokens. Raises PromptError if it cannot be run."""
-        ids, limit = self.codec.encode_prompt(prompt), self.config.max_length - position - 1
+        ids, limit = self.codec.encode_prompt(prompt), self.engine.max_length - position - 1
         if len(ids) > limit:
             raise PromptError(
                 explain(
                     "The prompt",
-                    expected=f"at most {limit} tokens (the context holds {self.config.max_length})",
+                    expected=f"at most {limit} tokens (the context holds {self.engine.max_length})",
                     found=f"{len(ids)} tokens",
                     todo="Shorten it or open a new session.",
                 )
@@ -157,7 +157,7 @@ class LanguageModel:
             groups.setdefault(len(ids), []).append((index, ids))
         answers = [""] * len(prompts)
         for length, group in groups.items():
-            budget = min(max_new_tokens, self.config.max_length - length)
+            budget = min(max_new_tokens, self.engine.max_length - length)
             rows = greedy_batch(self.engine, np.array([ids for _, ids in group]), budget, self.config.eos_token_ids)
             for (index, _), row in zip(group, rows):
                 answers[index] = self.codec.decode(row)
@@ -165,27 +165,24 @@ class LanguageModel:
 
 
 def prefill(engine: Engine, ids: np.ndarray, states: States) -> np.ndarray:
-    """Advances the states over ids (batch, length) block by block; returns the last position's logits (batch, vocab).
-
-    The engine may overwrite them in its next step.
-    """
+    """Advances the states over ids (batch, length) block by block; returns the likeliest next tokens (batch)."""
     last = (ids.shape[1] - 1) // engine.prefill_block * engine.prefill_block
     for start in range(0, last, engine.prefill_block):
         engine.step(ids[:, start : start + engine.prefill_block], states, logits="none")
-    return engine.step(ids[:, last:], states)[:, 0]
+    return engine.next_tokens(ids[:, last:], states)
 
 
 def greedy_batch(engine: Engine, ids: np.ndarray, max_new_tokens: int, ends: Sequence[int]) -> list[list[int]]:
     """Greedy continuations of ids (batch, length), each cut before its first end token."""
     states = engine.empty_states(len(ids))
-    logits = prefill(engine, ids, states)
+    tokens = prefill(engine, ids, states)
     columns, ended = [], np.zeros(len(ids), dtype=bool)
     for _ in range(max_new_tokens):
-        columns.append(logits.argmax(-1))
+        columns.append(tokens)
         ended |= np.isin(columns[-1], ends)
         if ended.all() or len(columns) == max_new_tokens:
             break
-        logits = prefill(engine, columns[-1][:, None], states)
+        tokens = prefill(engine, tokens[:, None], states)
     rows = np.stack(columns, axis=1)
     stops = np.isin(rows, ends)
     lengths = np.where(stops.any(1), stops.argmax(1), rows.shape[1])
@@ -197,7 +194,7 @@ def load(
 ) -> LanguageModel:
     """Opens and checks a bundle and prepares an engine for it.
 
-    ``device``: ``auto`` or ``cpu``. ``threads``: number of threads of the engine, all cores if None.
+    ``device``: ``auto``, ``cpu``, ``cuda`` or ``tensorrt``. ``threads``: of the engine, all cores if None.
     Raises BundleError for a damaged bundle and BackendError where no engine can run it.
     """
     bundle = Bundle.open(path, verify_hashes=verify_hashes)

@@ -45,6 +45,16 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         yield
 
 
+def plugin_library() -> Path:
+    """The TensorRT plugins, and beside them what TensorRT-RTX needs for plugins (edge_sdk.backends.trt_module).
+
+    Their kernels are those on the model of a GPU: to build an engine they need not run.
+    """
+    options = ("-DEDGE_TRT=ON", "-DEDGE_ISAS=baseline")
+    build("trt", "tensorrt_rtx_name", *options)
+    return build("trt", "edge_plugins_trt", *options) / "libedge_plugins_trt.so"
+
+
 def build_module(name: str, target: str, module: str, *options: str) -> ModuleType:
     """Builds a target that is a Python module of the name ``module``, and imports it."""
     import pybind11

@@ -82,7 +82,18 @@ def test_the_wheel_holds_the_three_rooms_and_both_commands(wheel: Path) -> None:
     assert "edge-sdk = edge_sdk.cli:main" in commands
     assert "edge-export = edge_export.cli:main" in commands
     assert not any(name.startswith(("tests", "samples", "ros_bridge")) for name in names)
-    for extra in ("cpu", "gpu", "jetson", "export", "serial", "vision", "server", "control"):
+    for extra in (
+        "cpu",
+        "gpu",
+        "jetson",
+        "tensorrt",
+        "tensorrt-rtx",
+        "export",
+        "serial",
+        "vision",
+        "server",
+        "control",
+    ):
         assert f"Provides-Extra: {extra}" in extras
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal, Protocol
 
 import numpy as np
@@ -14,6 +15,9 @@ FIRST_CAPACITY = 256
 
 Wanted = Literal["last", "all", "none"]
 """Which of a block's positions the logits are wanted of; what is not wanted is not computed."""
+
+
+log = logging.getLogger("edge_sdk")
 
 
 class States:
@@ -36,6 +40,8 @@ class Engine(Protocol):
     name: str
     prefill_block: int
     """Tokens to feed at once."""
+    max_length: int
+    """Positions that a row's states can hold."""
 
     def empty_states(self, batch: int) -> States:
         """The states before the first token."""
@@ -46,6 +52,11 @@ class Engine(Protocol):
         Returns logits (batch, kept, vocab) float32, with kept = 1, length or 0 as wanted. The next step may
         overwrite them. Raises PromptError when the context has no room for the tokens.
         """
+
+    def next_tokens(self, input_ids: np.ndarray, states: States) -> np.ndarray:
+        """Feeds tokens as :meth:`step` does and returns the likeliest next one of each row, (batch) int64."""
+        tokens: np.ndarray = self.step(input_ids, states)[:, -1].argmax(-1)
+        return tokens
 
 
 def capacity_for(positions: int, current: int, limit: int) -> int:
@@ -62,10 +73,53 @@ def capacity_for(positions: int, current: int, limit: int) -> int:
     return min(current, limit)
 
 
+DEVICES = ("auto", "cpu", "cuda", "tensorrt")
+"""What may be asked for."""
+
+
 def choose_engine(bundle: Bundle, *, device: str = "auto", threads: int | None = None) -> Engine:
-    """The engine for a device: ``auto`` or ``cpu``. Raises BackendError when there is none."""
-    if device not in ("auto", "cpu"):
-        raise BackendError(explain("device", expected="auto or cpu", found=device, todo="Choose one of these."))
+    """The engine for a device.
+
+    ``cpu`` and ``cuda`` are ONNX Runtime's; ``tensorrt`` is the engine that `edge-export engine` built for this GPU or,
+    where the bundle has none at all, ONNX Runtime's TensorRT. ``auto`` is the first of TensorRT's engine, CUDA and CPU
+    that this machine has; what it passes over it logs. Raises BackendError when there is none.
+    """
+    if device not in DEVICES:
+        raise BackendError(explain("device", expected=" or ".join(DEVICES), found=device, todo="Choose one of these."))
+    kinds = engine_kinds(bundle, device)
+    for kind in kinds[:-1]:
+        try:
+            return _make(kind, bundle, threads)
+        except BackendError as error:
+            log.warning("%s is passed over: %s", kind, error)
+    return _make(kinds[-1], bundle, threads)
+
+
+def engine_kinds(bundle: Bundle, device: str) -> list[str]:
+    """What to try for a device, best first: ``tensorrt`` engines, ``ort-`` and one of ONNX Runtime's providers."""
+    from edge_sdk.backends.ort_device import available_providers
+    from edge_sdk.engine_files import read_records
+    from edge_sdk.machine import read_gpus
+
+    built, providers = bool(read_records(bundle)), available_providers()
+    if device == "tensorrt":
+        return ["ort-tensorrt" if not built and "TensorrtExecutionProvider" in providers else "tensorrt"]
+    if device != "auto":
+        return [f"ort-{device}"]
+    has_gpu = bool(read_gpus()[0])
+    wanted = {
+        "tensorrt": has_gpu and built,
+        "ort-cuda": has_gpu and "CUDAExecutionProvider" in providers,
+        "ort-cpu": True,
+    }
+    return [kind for kind, possible in wanted.items() if possible]
+
+
+def _make(kind: str, bundle: Bundle, threads: int | None) -> Engine:
+    if kind == "tensorrt":
+        from edge_sdk.backends.trt import TrtEngine
+
+        return TrtEngine(bundle)
     from edge_sdk.backends.ort import OrtEngine
 
-    return OrtEngine(bundle, threads=threads)
+    return OrtEngine(bundle, threads=threads, device=kind.removeprefix("ort-"))

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: runs any bundle, on native kernels or else on the operators' function bodies."""
+"""ONNX Runtime runs any bundle: on the CPU on native kernels, else and on a GPU on the operators' function bodies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from edge_plugins import missing_reason, native_library
-from edge_sdk.backends import FIRST_CAPACITY, States, Wanted, capacity_for
+from edge_sdk.backends import FIRST_CAPACITY, Engine, States, Wanted, capacity_for
+from edge_sdk.backends.ort_device import DeviceBuffers, HostBuffers, check_providers, providers_for
 from edge_sdk.bundle import ENGINES, GRAPH, WEIGHTS, Bundle
 from edge_sdk.errors import BackendError, explain
 from edge_sdk.model import TensorSpec
@@ -31,14 +32,21 @@ log = logging.getLogger("edge_sdk")
 class OrtStates(States):
     """The states' buffers: one set that a step overwrites, or two that take turns."""
 
-    def __init__(self, specs: Sequence[TensorSpec], batch: int, capacity: int, sets: int) -> None:
+    def __init__(
+        self,
+        specs: Sequence[TensorSpec],
+        batch: int,
+        capacity: int,
+        sets: int,
+        place: HostBuffers | DeviceBuffers,
+        arrays: list[np.ndarray] | None = None,
+    ) -> None:
+        """``arrays``: the content; zeros if None."""
         super().__init__(batch, capacity)
-        self.specs = specs
-        self.sets = [self._zeros() for _ in range(sets)]
-        self.turn = 0
-        """The set that holds the states now."""
+        self.specs, self.place = specs, place
         self.call: _Call | None = None
         """The last step's bindings, for the next step of the same shape."""
+        self._set(self._zeros() if arrays is None else arrays, sets)
 
     def _zeros(self) -> list[np.ndarray]:
         sizes = {"batch": len(self.past_length), "capacity": self.capacity}
@@ -47,12 +55,17 @@ class OrtStates(States):
     def grow(self, capacity: int) -> None:
         """Moves everything into larger buffers."""
         self.capacity, self.call = capacity, None
-        old = self.sets[self.turn]
-        self.sets = [self._zeros() for _ in self.sets]
+        old, new = self.place.arrays(self.sets[self.turn]), self._zeros()
         used = int(self.past_length.max())
-        for spec, before, after in zip(self.specs, old, self.sets[self.turn]):
+        for spec, before, after in zip(self.specs, old, new):
             kept = slice(None) if "capacity" not in spec.shape else (slice(None), slice(None), slice(used))
             after[kept] = before[kept]
+        self._set(new, len(self.sets))
+
+    def _set(self, arrays: list[np.ndarray], sets: int) -> None:
+        self.sets = [self.place.put(arrays), *(self.place.put(self._zeros()) for _ in range(sets - 1))]
+        self.turn = 0
+        """The set that holds the states now."""
 
     def advance(self, length: int) -> None:
         """Notes that ``length`` positions were added to every row."""
@@ -61,10 +74,11 @@ class OrtStates(States):
 
     def copy(self) -> OrtStates:
         """Another memory with the same content."""
-        other = OrtStates(self.specs, len(self.past_length), self.capacity, len(self.sets))
-        other.past_length[:] = self.past_length
-        for mine, theirs in zip(self.sets[self.turn], other.sets[other.turn]):
+        arrays = self._zeros()
+        for mine, theirs in zip(self.place.arrays(self.sets[self.turn]), arrays):
             theirs[...] = mine
+        other = OrtStates(self.specs, len(self.past_length), self.capacity, len(self.sets), self.place, arrays)
+        other.past_length[:] = self.past_length
         return other
 
 
@@ -108,29 +122,35 @@ class _Call:
         self.engine.session.run_with_iobinding(self._bindings[states.turn])
 
     def _bind(self, states: OrtStates) -> Any:
-        config, sets = self.engine.config, states.sets
+        config, sets, host, place = self.engine.config, states.sets, self.engine.host, states.place
         read, written = sets[states.turn], sets[(states.turn + 1) % len(sets)]
-        fed = (self.input_ids, states.past_length, self._positions, *read)
+        fed = [host.share(array) for array in (self.input_ids, states.past_length, self._positions)]
+        fed += [place.share(buffer) for buffer in read]
+        made = [host.share(self.logits), *(place.share(buffer) for buffer in written)]
+        self._alive += fed + made
         binding = self.engine.session.io_binding()
-        for spec, array in zip(config.inputs(), fed):
-            binding.bind_ortvalue_input(spec.name, self._share(array))
-        for spec, array in zip(config.outputs(), (self.logits, *written)):
-            binding.bind_ortvalue_output(spec.name, self._share(array))
+        for spec, value in zip(config.inputs(), fed):
+            binding.bind_ortvalue_input(spec.name, value)
+        for spec, value in zip(config.outputs(), made):
+            binding.bind_ortvalue_output(spec.name, value)
         return binding
 
-    def _share(self, array: np.ndarray) -> Any:
-        """An OrtValue in the array's own memory."""
-        self._alive.append(self.engine.ort_value(array))
-        return self._alive[-1]
 
-
-class OrtEngine:
+class OrtEngine(Engine):
     """An ONNX Runtime session over the bundle's graph, which reads and writes the states where they lie."""
 
     def __init__(
-        self, bundle: Bundle, *, threads: int | None = None, exact: bool = False, kernels: str = "auto"
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        exact: bool = False,
+        kernels: str = "auto",
+        device: str = "cpu",
     ) -> None:
         """``exact`` keeps activations in float32 where quantised products would round them to int8.
+
+        ``device``: ``cpu``, ``cuda`` or ``tensorrt``; only the first has native kernels.
 
         ``kernels``: ``auto`` takes the native kernels where they are installed, ``none`` the function bodies, any
         other word is the instruction set that the kernels must use. Raises BackendError when onnxruntime is not
@@ -143,28 +163,32 @@ class OrtEngine:
                 explain("The CPU engine", expected="onnxruntime", found=error, todo="pip install 'edge-sdk[cpu]'")
             ) from None
         self.config = bundle.manifest.model
-        self.ort_value = onnxruntime.OrtValue.ortvalue_from_numpy
+        self.max_length = self.config.max_length
+        self.host = HostBuffers(onnxruntime.OrtValue)
+        self.place = self.host if device == "cpu" else DeviceBuffers(onnxruntime.OrtValue, "cuda")
+        cache = engines_folder(bundle) if device == "tensorrt" else None
+        providers = providers_for(device, onnxruntime.get_available_providers(), cache)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if exact else "4")
         if threads is not None:
             options.intra_op_num_threads = threads
-        self.native = _add_kernels(options, bundle, exact, kernels)
+        self.native = device == "cpu" and _add_kernels(options, bundle, exact, kernels)
         self.prefill_block = KERNEL_BLOCK if self.native else BODY_BLOCK
-        self.name = f"onnxruntime {onnxruntime.__version__} on the CPU, {'native kernels' if self.native else 'bodies'}"
+        kind = "native kernels" if self.native else "bodies"
+        self.name = f"onnxruntime {onnxruntime.__version__} on {device.upper()}, {kind}"
         try:
-            self.session = onnxruntime.InferenceSession(
-                str(bundle.file(GRAPH)), options, providers=["CPUExecutionProvider"]
-            )
+            self.session = onnxruntime.InferenceSession(str(bundle.file(GRAPH)), options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise BackendError(
                 explain(str(bundle.file(GRAPH)), expected="a graph that loads", found=error, todo="Export it again.")
             ) from error
+        check_providers(device, self.session.get_providers())
 
     def empty_states(self, batch: int) -> OrtStates:
         """Zeros. Kernels write the new states over the old ones; a function body may not write what it reads."""
-        capacity = min(FIRST_CAPACITY, self.config.max_length)
-        return OrtStates(self.config.past_specs(), batch, capacity, sets=1 if self.native else 2)
+        capacity = min(FIRST_CAPACITY, self.max_length)
+        return OrtStates(self.config.past_specs(), batch, capacity, 1 if self.native else 2, self.place)
 
     def step(self, input_ids: np.ndarray, states: States, logits: Wanted = "last") -> np.ndarray:
         """Feeds tokens (batch, length) int64; see :meth:`edge_sdk.backends.Engine.step`."""
@@ -217,9 +241,15 @@ def _add_kernels(options: Any, bundle: Bundle, exact: bool, kernels: str) -> boo
 
 def _packed_weights(bundle: Bundle) -> Path | None:
     """Where the kernels keep weights in the layout that this machine reads fastest; None if nothing may be written."""
+    folder = engines_folder(bundle)
+    return None if folder is None else folder.resolve() / PACKED_WEIGHTS
+
+
+def engines_folder(bundle: Bundle) -> Path | None:
+    """The bundle's folder for what a device makes for itself; None if nothing may be written there."""
     folder = bundle.path / ENGINES
     try:
         folder.mkdir(exist_ok=True)
     except OSError:
         return None
-    return folder.resolve() / PACKED_WEIGHTS if os.access(folder, os.W_OK) else None
+    return folder if os.access(folder, os.W_OK) else None

@@ -10,8 +10,9 @@ from rich.progress import track
 from torch import Tensor
 
 from edge_export.data import Batch, Sample, collate
+from edge_export.terminal import console
 from edge_export.torch_model import HybridLM
-from edge_export.training import Schedule, console
+from edge_export.training import Schedule
 
 TEACHER_BATCH = 256
 

@@ -11,7 +11,7 @@ import torch
 from edge_export.data import Sample
 from edge_export.torch_model import HybridLM
 from edge_export.torch_ops import CHUNK
-from edge_sdk.backends import FIRST_CAPACITY, States, Wanted, capacity_for
+from edge_sdk.backends import FIRST_CAPACITY, Engine, States, Wanted, capacity_for
 from edge_sdk.language import greedy_batch
 
 BATCH = 512
@@ -43,7 +43,7 @@ class TorchStates(States):
         return other
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """The torch model behind the runtime's Engine protocol, to be driven by the runtime's own decoding."""
 
     name = "torch"
@@ -51,6 +51,7 @@ class TorchEngine:
 
     def __init__(self, model: HybridLM) -> None:
         self.model = model.eval()
+        self.max_length = model.config.max_length
 
     def empty_states(self, batch: int) -> TorchStates:
         """Zeros, before the first token."""

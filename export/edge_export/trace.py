@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir
 import torch
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, TensorProto
 from onnxscript import optimizer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -109,8 +109,7 @@ def _finish(proto: ModelProto, config: ModelConfig) -> None:
     variants: dict[str, set[str]] = {}
     for node in proto.graph.node:
         if node.domain == DOMAIN:
-            operator = OPERATORS[node.op_type]
-            variants.setdefault(node.op_type, set()).add(operator.variant_of(_attributes(node), len(node.input)))
+            variants.setdefault(node.op_type, set()).add(OPERATORS[node.op_type].variant_of_node(node))
     for name, found in sorted(variants.items()):
         if len(found) > 1:
             raise CheckpointError(
@@ -131,9 +130,3 @@ def _finish(proto: ModelProto, config: ModelConfig) -> None:
             assert value.name == spec.name
             element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
             value.CopyFrom(onnx.helper.make_tensor_value_info(spec.name, element, spec.shape))
-
-
-def _attributes(node: NodeProto) -> dict[str, object]:
-    """A node's attributes by name, strings decoded."""
-    values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-    return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}

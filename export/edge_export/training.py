@@ -6,28 +6,23 @@ import csv
 import ctypes
 import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import msgspec
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from edge_export.data import Batch, Batches
+from edge_export.terminal import console, interruptible
 from edge_export.torch_model import HybridLM, Moe
 from edge_sdk.errors import CheckpointError, EdgeError, explain
 from edge_sdk.files import new_directory, new_file
-
-console = Console(stderr=True)
 
 COLUMNS = ("step", "loss", "learning_rate", "tokens", "seconds")
 
@@ -88,7 +83,7 @@ class Trainer:
         self.model.train()
         columns = (TextColumn(self.title), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"))
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        with Progress(*columns, *times, console=console) as progress, _interruptible() as interrupted:
+        with Progress(*columns, *times, console=console) as progress, interruptible() as interrupted:
             task = progress.add_task(self.title, total=self.schedule.steps, completed=self.step, loss="-")
             while self.step < self.schedule.steps:
                 loss = self._train_step()
@@ -239,18 +234,3 @@ def plot_losses(logs: list[Path], target: Path) -> None:
     with new_file(target) as path:
         figure.savefig(path, format="png", dpi=120)
     plt.close(figure)
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turns the first SIGINT into a flag, so that a step is finished before the run is saved."""
-    seen = []
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-
-    previous = signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: bool(seen)
-    finally:
-        signal.signal(signal.SIGINT, previous)

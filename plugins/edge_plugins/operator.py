@@ -79,6 +79,14 @@ class Operator:
         """Output names of a variant, in order."""
         return self.outputs + self.variant_outputs.get(variant, ())
 
+    def variant_of_node(self, node: onnx.NodeProto) -> str:
+        """The variant that a node of a graph is."""
+        from onnx.helper import get_attribute_value
+
+        values = {attribute.name: get_attribute_value(attribute) for attribute in node.attribute}
+        texts = {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
+        return self.variant_of(texts, len(node.input))
+
     def function(self, variant: str = "") -> onnx.FunctionProto:
         """The variant's body as a model-local ONNX function."""
         import onnx.parser

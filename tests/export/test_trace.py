@@ -25,6 +25,7 @@ from edge_export.torch_ops import dequantize
 from edge_sdk.backends import Engine
 from edge_sdk.backends.ort import OrtEngine
 from edge_sdk.errors import CheckpointError, ConfigError
+from exported import TinyBundle, bundle_of
 from places import TEACHER
 from tiny import make
 
@@ -34,12 +35,8 @@ LENGTH = 40
 class Exported:
     """A model in torch and its bundle in ONNX Runtime, activations kept in float32."""
 
-    def __init__(self, model: HybridLM, storage: Storage, folder: Path) -> None:
-        save_model(model, folder / "checkpoint")
-        for name in ("tokenizer.json", "chat_template.jinja"):
-            (folder / "checkpoint" / name).write_bytes((TEACHER / name).read_bytes())
-        export_graph(folder / "checkpoint", folder / "onnx", storage)
-        self.bundle = make_bundle(folder / "checkpoint", folder / "onnx", folder / "bundle")
+    def __init__(self, model: HybridLM, storage: Storage, bundle: edge_sdk.Bundle) -> None:
+        self.bundle = bundle
         self.engine = OrtEngine(self.bundle, exact=True)
         self.model = storage.apply(model).eval()
 
@@ -81,9 +78,9 @@ TOLERANCES = {"float32": 1e-4, "float16": 2e-3, "int8": 2e-2}
 
 
 @pytest.fixture(scope="module", params=STORAGES)
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported(request: pytest.FixtureRequest, tiny_bundle: TinyBundle) -> Exported:
     variant, storage = STORAGES[request.param]
-    return Exported(make(variant), storage, tmp_path_factory.mktemp("exported"))
+    return Exported(make(variant), storage, tiny_bundle(variant, storage))
 
 
 def token_ids(batch: int, length: int = LENGTH, seed: int = 0) -> np.ndarray:
@@ -169,7 +166,8 @@ def test_onnx_reference_evaluator_agrees(cache_dtype: str, tmp_path: Path) -> No
 
 
 def test_int4_answers_as_the_quantised_torch_model(tmp_path: Path) -> None:
-    exported = Exported(load_model(TEACHER), Storage(weights="int4", cache_dtype="float32"), tmp_path)
+    storage = Storage(weights="int4", cache_dtype="float32")
+    exported = Exported(load_model(TEACHER), storage, bundle_of(load_model(TEACHER), storage, tmp_path))
     ids = np.random.default_rng(0).integers(5, 24, (2, LENGTH))
     assert_close(exported.in_parts(ids, [LENGTH]), exported.expected(ids))
     assert exported.bundle.total_bytes() < 0.5 * sum(path.stat().st_size for path in TEACHER.glob("*.safetensors"))
@@ -206,10 +204,10 @@ def test_a_block_size_that_does_not_divide_or_is_too_large_is_refused(width: int
 
 
 def test_a_graph_of_another_checkpoint_is_not_bundled(tmp_path: Path) -> None:
-    exported = Exported(make("no-experts"), Storage(), tmp_path)
+    bundle = bundle_of(make("no-experts"), Storage(), tmp_path)
     save_model(make("no-experts", seed=1), tmp_path / "checkpoint", tokenizer_from=TEACHER)
     with pytest.raises(CheckpointError, match="another checkpoint"):
         make_bundle(tmp_path / "checkpoint", tmp_path / "onnx", tmp_path / "bundle")
-    assert edge_sdk.Bundle.open(exported.bundle.path)
-    manifest = json.loads((exported.bundle.path / "manifest.json").read_text())
+    assert edge_sdk.Bundle.open(bundle.path)
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
     assert manifest["weights"] == "float32"

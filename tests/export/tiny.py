@@ -50,6 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def make(variant: str, seed: int = 0) -> HybridLM:
     """A random model whose correction biases and norms are not the trivial ones."""
+    torch.manual_seed(seed)  # torch draws biases as it makes modules
     model = HybridLM(nemotron_h.parse_config(BASE | VARIANTS[variant]))
     model.reset_parameters(seed)
     with torch.no_grad():

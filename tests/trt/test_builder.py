@@ -6,11 +6,8 @@ those on the model of a GPU, so that this needs no nvcc.
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +15,10 @@ import onnx
 import pytest
 from onnx import helper
 
-from builds import build, need
+from builds import plugin_library
 from edge_plugins import OPERATORS, Operator
 from edge_plugins.operator import Case
+from edge_sdk.backends.trt_module import load_plugins, logger_of
 from nodes import CASES, DOMAIN, Node, fits, node_of
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is for x86-64 Linux: pip install '.[test]'")
@@ -29,49 +27,18 @@ BUILT = [pytest.param(*pair, id=f"{pair[0].name}-{pair[1].name}") for pair in CA
 SMALL = {operator.name: next(case for other, case in CASES if other is operator) for operator in OPERATORS.values()}
 
 
-class Log(trt.ILogger):
-    """Keeps what TensorRT and the plugins say."""
-
-    def __init__(self) -> None:
-        trt.ILogger.__init__(self)
-        self.messages: list[tuple[Any, str]] = []
-
-    def log(self, severity: Any, message: str) -> None:
-        self.messages.append((severity, message))
-
-    def errors(self) -> str:
-        """Warnings and worse."""
-        return "\n".join(text for severity, text in self.messages if severity <= trt.ILogger.WARNING)
-
-    def ours(self) -> list[str]:
-        """What the plugins said."""
-        return [text for _, text in self.messages if text.startswith("[edge plugins]")]
+LOG = logger_of(trt)
 
 
-LOG = Log()
-"""TensorRT keeps the first logger that it is given."""
+def said_by_us() -> list[str]:
+    """What the plugins said."""
+    return [text for _, text in LOG.messages if text.startswith("[edge plugins]")]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def library(tmp_path_factory: pytest.TempPathFactory) -> None:
+def library() -> None:
     """Registers the plugin library with TensorRT-RTX."""
-    need("cc")
-    name_the_parser_asks_for(tmp_path_factory.mktemp("names"))
-    path = build("trt", "edge_plugins_trt", "-DEDGE_TRT=ON", "-DEDGE_ISAS=baseline") / "libedge_plugins_trt.so"
-    trt.get_plugin_registry().load_library(str(path))
-
-
-def name_the_parser_asks_for(folder: Path) -> None:
-    """Loads an empty library that answers to libtensorrt_rtx.so and needs libtensorrt_rtx.so.1.
-
-    Where the wheel's parser has made a plugin it opens the name without a version, which the wheel does not have, and
-    ends the process when there is none.
-    """
-    (real,) = Path(trt.__file__).parent.parent.glob("tensorrt_rtx_libs/libtensorrt_rtx.so.*")
-    (folder / "empty.c").touch()
-    command = ["cc", "-shared", "-fPIC", "-Wl,-soname,libtensorrt_rtx.so", "-Wl,--no-as-needed"]
-    subprocess.run([*command, "-o", folder / "alias.so", folder / "empty.c", real], check=True)
-    ctypes.CDLL(str(folder / "alias.so"))
+    load_plugins(trt, plugin_library())
 
 
 def model_of(node: Node, dynamic: Mapping[str, tuple[int, ...]] | None = None) -> onnx.ModelProto:
@@ -134,9 +101,9 @@ def shapes_of(built: Build) -> list[tuple[int, ...]]:
 def test_every_case_is_claimed_and_built(operator: Operator, case: Case) -> None:
     node = node_of(operator, case)
     built = Build(model_of(node))
-    assert built.engine is not None, LOG.errors()
+    assert built.engine is not None, LOG.said(trt.ILogger.WARNING)
     assert built.plugins() == 1
-    assert LOG.ours() == []
+    assert said_by_us() == []
     expected = operator.reference(**case.inputs, **case.attributes)
     assert shapes_of(built) == [array.shape for array in expected]
     assert [name_of(element) for element in built.output_types()] == [d.name for d in node.output_dtypes.values()]
@@ -151,7 +118,7 @@ def name_of(element: Any) -> str:
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=lambda operator: operator.name)
 def test_activations_have_the_engines_precision(operator: Operator, precision: str) -> None:
     built = Build(model_of(node_of(operator, SMALL[operator.name], precision)))
-    assert built.engine is not None, LOG.errors()
+    assert built.engine is not None, LOG.said(trt.ILogger.WARNING)
     assert name_of(built.output_types()[0]) == precision
 
 
@@ -181,7 +148,7 @@ def test_batch_length_and_capacity_may_stay_open(operator: Operator) -> None:
         ]
         profile[name] = tuple(sizes)
     built = Build(model_of(node, dynamic), profile)
-    assert built.engine is not None, LOG.errors()
+    assert built.engine is not None, LOG.said(trt.ILogger.WARNING)
     assert shapes_of(built)[0][:2] == (-1, -1)
 
 
@@ -217,4 +184,6 @@ def test_what_is_not_supported_is_refused_with_a_reason(
     given = {key: value for key, value in (node.attributes | attributes).items() if value is not None}
     built = Build(model_of(replace(node, inputs=inputs, attributes=given)))
     assert built.engine is None
-    assert any(message in said and said.startswith(f"[edge plugins] {name} ") for said in LOG.ours()), LOG.errors()
+    assert any(message in said and said.startswith(f"[edge plugins] {name} ") for said in said_by_us()), LOG.said(
+        trt.ILogger.WARNING
+    )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LIBRARY = HERE / "libedge_plugins_ort.so"
+TENSORRT_LIBRARY = HERE / "libedge_plugins_trt.so"
 BUILD_LOG = HERE / "build.log"
 """What the compiler said where it failed."""
 
@@ -43,3 +44,16 @@ def missing_reason() -> str:
     if BUILD_LOG.exists():
         return f"The native kernels did not compile at installation: the compiler's error is in {BUILD_LOG}."
     return "The native kernels were not compiled: install Edge SDK with `pip install .`, not by copying its files."
+
+
+def tensorrt_library() -> Path | None:
+    """The library with the operators' TensorRT plugins, or None where it was not compiled.
+
+    It is not loaded here to be tried: that takes the CUDA of the machine that it runs on.
+    """
+    return TENSORRT_LIBRARY if TENSORRT_LIBRARY.is_file() else None
+
+
+def missing_tensorrt_reason() -> str:
+    """Why there is no :func:`tensorrt_library`, and what to do."""
+    return "The TensorRT plugins were not compiled: docs/tensorrt.md says how."

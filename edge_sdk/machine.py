@@ -1,0 +1,144 @@
+"""What a machine has, as far as its files and the CUDA driver say: processor, memory, Jetson, GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+from pathlib import Path
+
+import msgspec
+
+DRIVER = "libcuda.so.1"
+
+# CUdevice_attribute, in cuda.h
+MULTIPROCESSORS, CAPABILITY_MAJOR, CAPABILITY_MINOR = 16, 75, 76
+
+JETPACKS = {"35": "5", "36": "6", "38": "7"}
+"""JetPack by the major version of its Linux, L4T."""
+
+
+class Gpu(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPU, as the CUDA driver describes it."""
+
+    name: str
+    compute_capability: str
+    """Such as ``8.7``."""
+    multiprocessors: int
+    memory_bytes: int
+    driver_cuda: str
+    """The newest CUDA that the driver runs, such as ``12.6``."""
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """One machine."""
+
+    architecture: str
+    cpu: str
+    cores: int
+    memory_bytes: int
+    memory_free_bytes: int
+    board: str
+    """A Jetson's own name of itself, or nothing."""
+    jetpack: str
+    """``6 (L4T 36.4.3)``, or nothing where this is no Jetson."""
+    gpus: tuple[Gpu, ...]
+    gpu_missing: str
+    """Why there is no GPU, where there is none."""
+
+
+def read_machine(root: Path = Path("/")) -> Machine:
+    """This machine; ``root`` is where its ``/proc`` and ``/etc`` are."""
+    memory = _fields(_text(root / "proc/meminfo"))
+    gpus, missing = read_gpus(root)
+    return Machine(
+        architecture=platform.machine(),
+        cpu=_cpu(root),
+        cores=len(os.sched_getaffinity(0)),
+        memory_bytes=_kibibytes(memory.get("MemTotal", "")),
+        memory_free_bytes=_kibibytes(memory.get("MemAvailable", "")),
+        board=_text(root / "proc/device-tree/model").rstrip("\0\n"),
+        jetpack=_jetpack(_text(root / "etc/nv_tegra_release")),
+        gpus=gpus,
+        gpu_missing=missing,
+    )
+
+
+def read_gpus(root: Path = Path("/")) -> tuple[tuple[Gpu, ...], str]:
+    """The GPUs that the CUDA driver finds, or none and the reason."""
+    try:
+        cuda = ctypes.CDLL(DRIVER)
+    except OSError:
+        models = [
+            _fields(_text(path)).get("Model", "") for path in (root / "proc/driver/nvidia/gpus").glob("*/information")
+        ]
+        if models:
+            return (), f"the kernel sees {', '.join(models)}, but {DRIVER} is missing (a container without GPU access?)"
+        return (), f"there is no NVIDIA driver ({DRIVER})"
+    count = ctypes.c_int()
+    status = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
+    if status != 0:
+        return (), f"the CUDA driver refused to start (error {status})"
+    if count.value == 0:
+        return (), "the CUDA driver finds none"
+    return tuple(_gpu(cuda, index) for index in range(count.value)), ""
+
+
+def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:
+    device, value, memory = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
+    name = ctypes.create_string_buffer(256)
+    cuda.cuDeviceGet(ctypes.byref(device), index)
+    cuda.cuDeviceGetName(name, len(name), device)
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+
+    def attribute(number: int) -> int:
+        cuda.cuDeviceGetAttribute(ctypes.byref(value), number, device)
+        return value.value
+
+    capability = f"{attribute(CAPABILITY_MAJOR)}.{attribute(CAPABILITY_MINOR)}"
+    multiprocessors = attribute(MULTIPROCESSORS)
+    cuda.cuDriverGetVersion(ctypes.byref(value))
+    return Gpu(
+        name=name.value.decode(),
+        compute_capability=capability,
+        multiprocessors=multiprocessors,
+        memory_bytes=memory.value,
+        driver_cuda=f"{value.value // 1000}.{value.value % 1000 // 10}",
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _fields(text: str) -> dict[str, str]:
+    """Lines of the form ``name: value``; of several with one name the first."""
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+def _kibibytes(text: str) -> int:
+    """``123 kB`` in bytes; 0 where there is no number."""
+    digits = text.split()[:1]
+    return int(digits[0]) * 1024 if digits else 0
+
+
+def _cpu(root: Path) -> str:
+    fields = _fields(_text(root / "proc/cpuinfo"))
+    return fields.get("model name") or fields.get("Model") or platform.processor() or "unknown"
+
+
+def _jetpack(release: str) -> str:
+    """Of a line such as ``# R36 (release), REVISION: 4.3, ...``."""
+    found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", release)
+    if found is None:
+        return ""
+    major, revision = found.groups()
+    return f"{JETPACKS.get(major, 'unknown')} (L4T {major}.{revision})"

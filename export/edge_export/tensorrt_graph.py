@@ -1,0 +1,228 @@
+"""Makes TensorRT's version of a bundle's graph: plugins' functions stripped, mixed precision written out as casts.
+
+docs/tensorrt.md describes the result, which the C++ plugins rely on. What a plugin computes keeps its node and loses
+its function, since TensorRT would prefer the function. Everything else becomes standard operators.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx.inliner import inline_local_functions
+
+from edge_export.tensorrt_weights import Weights
+from edge_plugins import DOMAIN, OPERATORS
+from edge_sdk.bundle import GRAPH, WEIGHTS
+from edge_sdk.engine_files import NEXT_TOKEN, Precision
+from edge_sdk.errors import ConfigError, explain
+
+ELEMENTS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+
+ACTIVATIONS = {"Mamba2Mixer": 1, "CachedAttention": 3, "MoE": 1, "QLinear": 1}
+"""How many of an operator's first inputs are activations in the engine's precision; its first output always is."""
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What the pass made of a graph."""
+
+    plugins: dict[str, int]
+    """Nodes by operator that plugins compute."""
+    bodies: dict[str, int]
+    """Nodes by operator that run as standard operators, on their function or in its place."""
+    casts: int
+
+
+def write_tensorrt_graph(source: Path, target: Path, precision: Precision, claimed: Iterable[str]) -> Summary:
+    """Reads the graph folder ``source`` and writes TensorRT's version of it into the folder ``target``.
+
+    ``claimed``: the operators that plugins compute. Weights that stay as they are stay where they are: ``target`` gets
+    a link to their file. Raises ConfigError where a weight does not fit the precision or a plugin's conventions.
+    """
+    proto = onnx.load(str(source / GRAPH), load_external_data=False)
+    os.symlink((source / WEIGHTS).resolve(), target / WEIGHTS)
+    with Weights(list(proto.graph.initializer), source, target) as weights:
+        summary = _Rewriter(proto, weights, precision, frozenset(claimed)).run()
+    # Inlined here, since TensorRT's parser gives the nodes of a function's second use the names of the first.
+    proto = inline_local_functions(proto)
+    _hide_scales(proto)
+    (target / GRAPH).write_bytes(proto.SerializeToString())
+    return summary
+
+
+class _Rewriter:
+    """One pass over the nodes in order. ``narrow`` knows of every value whether it exists in the engine's precision."""
+
+    def __init__(self, proto: ModelProto, weights: Weights, precision: Precision, claimed: frozenset[str]) -> None:
+        self.proto, self.weights, self.claimed = proto, weights, claimed
+        self.precision, self.element = precision, ELEMENTS[precision]
+        self.nodes: list[NodeProto] = []
+        self.narrow: dict[str, str] = {}
+        """Name of a float32 value -> name of the same value in the engine's precision."""
+        self.transposes = {
+            node.output[0]: node
+            for node in proto.graph.node
+            if node.op_type == "Transpose" and node.input[0] in weights.tensors
+        }
+        """By output: the transposed weights of float products."""
+        self.routers = {node.input[1] for node in proto.graph.node if node.op_type == "MoE"}
+
+    def run(self) -> Summary:
+        """Rewrites the graph in place."""
+        counts = Counter(node.op_type for node in self.proto.graph.node if node.domain == DOMAIN)
+        for node in self.proto.graph.node:
+            self._rewrite(node)
+        self._add_next_token()
+        self._replace_nodes()
+        kept = {node.op_type for node in self.nodes if node.domain == DOMAIN} - self.claimed
+        functions = [function for function in self.proto.functions if function.name in kept]
+        del self.proto.functions[:]
+        self.proto.functions.extend(functions)
+        plugins = Counter(node.op_type for node in self.nodes if node.op_type in self.claimed)
+        return Summary(
+            plugins=dict(sorted(plugins.items())),
+            bodies=dict(sorted((counts - plugins).items())),
+            casts=sum(node.name.startswith("edge_cast") for node in self.nodes),
+        )
+
+    def _rewrite(self, node: NodeProto) -> None:
+        constant = node.op_type == "MatMul" and (
+            node.input[1] in self.weights.tensors or node.input[1] in self.transposes
+        )
+        if constant and node.output[0] not in self.routers:
+            self._product(node, self._matrix(node.input[1]))
+        elif node.domain == DOMAIN and node.op_type == "QLinear":
+            self._qlinear(node)
+        elif node.domain == DOMAIN and node.op_type in self.claimed:
+            self._plugin(node)
+        else:
+            self.nodes.append(node)
+
+    def _qlinear(self, node: NodeProto) -> None:
+        """A plugin's node, or a product with the matrix, dequantised where it is an integer one."""
+        matrix = node.input[1]
+        if not self.weights.bits(matrix):
+            self._product(node, self.weights.converted(matrix, self.element))
+        elif "QLinear" in self.claimed and self.weights.fills_words(matrix):
+            self._plugin(node)
+        else:
+            scales, (block_size,) = self.weights.converted(node.input[2], self.element), node.attribute
+            made = f"{node.output[0]}_matrix"
+            dequantize = helper.make_node("DequantizeLinear", [matrix, scales], [made], f"{node.name}_matrix", axis=0)
+            dequantize.attribute.append(block_size)
+            self.nodes.append(dequantize)
+            self._product(node, made)
+
+    def _matrix(self, name: str) -> str:
+        """The name of a float weight, or of the transpose of one, in the engine's precision."""
+        if name in self.weights.tensors:
+            return self.weights.converted(name, self.element)
+        transpose, stored = self.transposes[name], self.weights.converted(self.transposes[name].input[0], self.element)
+        if stored == transpose.input[0]:
+            return name
+        if name not in self.narrow:
+            self.narrow[name] = f"{name}_{self.precision}"
+            made = NodeProto()
+            made.CopyFrom(transpose)
+            made.input[0], made.output[0], made.name = stored, self.narrow[name], self.narrow[name]
+            self.nodes.append(made)
+        return self.narrow[name]
+
+    def _product(self, node: NodeProto, matrix: str) -> None:
+        """x times a matrix that has the engine's precision."""
+        product = helper.make_node("MatMul", [self._narrowed(node.input[0]), matrix], [node.output[0]], node.name)
+        self._append_narrow(product)
+
+    def _plugin(self, node: NodeProto) -> None:
+        """The node with activations in the engine's precision, integer weights as words and our plugins' attributes."""
+        operator, made = OPERATORS[node.op_type], NodeProto()
+        made.CopyFrom(node)
+        variant = operator.variant_of_node(node)
+        attributes: dict[str, int] = {}
+        for index, (role, name) in enumerate(zip(operator.inputs_of(variant), node.input)):
+            if index < ACTIVATIONS[node.op_type]:
+                made.input[index] = self._narrowed(name)
+            elif role.endswith("weight") and node.op_type in ("MoE", "QLinear"):
+                attributes["weight_bits"] = self.weights.bits(name)
+                made.input[index] = self._plugin_weight(name)
+        if node.op_type == "CachedAttention":
+            attributes["cache_bits"] = 8 if variant == "int8" else 0
+        present = {attribute.name for attribute in node.attribute}
+        if "weight_bits" in attributes and "block_size" not in present:
+            attributes["block_size"] = 0
+        made.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+        self._append_narrow(made)
+
+    def _plugin_weight(self, name: str) -> str:
+        if not self.weights.bits(name):
+            return self.weights.converted(name, self.element)
+        if not self.weights.fills_words(name):
+            raise ConfigError(
+                explain(
+                    f"The last axis of {name}",
+                    expected=f"a multiple of {32 // self.weights.bits(name)}",
+                    found=self.weights.tensors[name].dims[-1],
+                    todo="Build with --plugins none, or export the weights as bfloat16.",
+                )
+            )
+        return self.weights.as_words(name)
+
+    def _narrowed(self, name: str) -> str:
+        """The name of a value in the engine's precision, cast once for all who read it."""
+        if self.precision == "float32":
+            return name
+        if name not in self.narrow:
+            self.narrow[name] = f"{name}_{self.precision}"
+            self._cast(name, self.narrow[name], self.element)
+        return self.narrow[name]
+
+    def _append_narrow(self, node: NodeProto) -> None:
+        """Adds a node whose first output has the engine's precision, and the cast back to float32."""
+        self.nodes.append(node)
+        if self.precision != "float32":
+            wide = node.output[0]
+            node.output[0] = self.narrow[wide] = f"{wide}_{self.precision}"
+            self._cast(node.output[0], wide, TensorProto.FLOAT)
+
+    def _cast(self, old: str, new: str, element: int) -> None:
+        self.nodes.append(helper.make_node("Cast", [old], [new], f"edge_cast_{new}", to=element))
+
+    def _add_next_token(self) -> None:
+        logits = self.proto.graph.output[0]
+        argmax = helper.make_node("ArgMax", [logits.name], [NEXT_TOKEN], NEXT_TOKEN, axis=-1, keepdims=0)
+        self.nodes.append(argmax)
+        batch, kept, _ = (dim.dim_param for dim in logits.type.tensor_type.shape.dim)
+        output = helper.make_tensor_value_info(NEXT_TOKEN, TensorProto.INT64, (batch, kept))
+        self.proto.graph.output.insert(1, output)
+
+    def _replace_nodes(self) -> None:
+        """The new nodes without casts and transposes that nobody reads, and only the weights that somebody reads."""
+        outputs = {value.name for value in self.proto.graph.output}
+        read = outputs | {name for node in self.nodes for name in node.input}
+        self.nodes = [
+            node for node in self.nodes if node.op_type not in ("Cast", "Transpose") or node.output[0] in read
+        ]
+        read = {name for node in self.nodes for name in node.input}
+        graph = self.proto.graph
+        del graph.node[:], graph.initializer[:]
+        graph.node.extend(self.nodes)
+        graph.initializer.extend(tensor for name, tensor in self.weights.tensors.items() if name in read)
+
+
+def _hide_scales(proto: ModelProto) -> None:
+    """Puts a cast before the scales of DequantizeLinear nodes: TensorRT's parser refuses negative constants there."""
+    nodes: list[NodeProto] = []
+    elements = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[1] in elements:
+            hidden = f"{node.output[0]}_scales"
+            nodes.append(helper.make_node("Cast", [node.input[1]], [hidden], hidden, to=elements[node.input[1]]))
+            node.input[1] = hidden
+        nodes.append(node)
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
