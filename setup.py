@@ -190,6 +190,8 @@ def compile_into(folder: Path, target: Path, output: TextIO) -> None:
     configure += [
         f"-DEDGE_PYTHON_INCLUDE={';'.join(python_headers(folder))}",
         f"-DEDGE_PYTHON_SUFFIX={MODULE.removeprefix('_native')}",
+        "-DEDGE_TESTS=OFF",  # the tests add theirs to this folder
+        "-DEDGE_TRT=OFF",
     ]
     configure += shlex.split(os.environ.get("EDGE_SDK_CMAKE_ARGS", ""))
     for command in (configure, ["cmake", "--build", str(folder)], ["cmake", "--install", str(folder), "--strip"]):

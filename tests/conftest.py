@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from devices import choose_device
 from places import ROOT, ROVER, TEACHER, WORKSTATION
 
 sys.path[:0] = [str(ROVER), str(ROOT / "ros_bridge"), str(ROOT / "benchmarks")]
@@ -21,8 +22,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=ROOT / ".venvs" / "ros" / "bin" / "python",
         help="an interpreter that has rclpy",
     )
+    parser.addoption(
+        "--device",
+        default="emulated",
+        choices=("emulated", "gpu"),
+        help="what the CUDA kernels run on: a model of a GPU, or this machine's",
+    )
     parser.addoption("--architectures", default="87,110", help="GPUs to compile the CUDA kernels for: Orin and Thor")
     parser.addoption("--scan-bundle", type=Path, help="a finished bundle of SCAN, to save the time of exporting one")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Chooses the device before anything is collected."""
+    choose_device(config.getoption("--device"))
 
 
 @pytest.fixture(scope="session")

@@ -63,6 +63,23 @@ class Device {
   std::vector<DeviceMemory> memory_;
 };
 
+// An operator with its tensors and its workspace on the device: to be started as often as wanted.
+class Call {
+ public:
+  virtual ~Call() = default;
+  // Queues the kernels on `stream` and waits for nothing.
+  virtual void start(Stream stream) = 0;
+  // The outputs of what was started.
+  virtual py::object result() const = 0;
+
+  // Once, from the beginning to the outputs.
+  py::object run() {
+    start(nullptr);
+    synchronize();
+    return result();
+  }
+};
+
 // float32, float16 or bfloat16.
 Type activation_type(const std::string& name);
 
