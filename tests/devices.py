@@ -36,7 +36,9 @@ def gpu_module(architecture: str) -> ModuleType:
     need("nvcc")
     name = f"gpu-{architecture}"
     options = ("-DEDGE_CUDA=ON", f"-DEDGE_CUDA_ARCHITECTURES={architecture}-real", "-DEDGE_ISAS=baseline")
-    return import_module("_cuda", build(name, "cuda_module", *options, *python_options(ROOT / "build" / f"test-{name}")))
+    return import_module(
+        "_cuda", build(name, "cuda_module", *options, *python_options(ROOT / "build" / f"test-{name}"))
+    )
 
 
 def capability() -> str:

@@ -2,6 +2,9 @@
 #include "cuda_module.h"
 
 #include "device_array.h"
+#if defined(EDGE_EMULATE_CUDA)
+#include "../edge_plugins/native/device.h"
+#endif
 
 PYBIND11_MODULE(EDGE_MODULE_NAME, m) {
   using namespace edge::test;

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "../edge_plugins/native/arrays.h"
-#include "../edge_plugins/native/device.h"
+#include "../edge_plugins/native/stream.h"
 
 namespace edge::test {
 

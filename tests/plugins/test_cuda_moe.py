@@ -66,14 +66,18 @@ def route(logits: Array, bias: Array, **attributes: Any) -> Array:
     """The shares (tokens, experts) that each token's experts get: expert e answers x = 1 with a one in place e."""
     tokens, experts = logits.shape
     settings = {"top_k": 1, "n_group": 1, "topk_group": 1, "norm_topk_prob": 0, "routed_scaling_factor": 1.0}
-    (found,) = module().moe(
-        x=np.eye(1, experts, dtype=np.float32).repeat(tokens, 0)[None],
-        router_logits=logits[None],
-        correction_bias=bias,
-        up_weight=np.eye(experts, 1, dtype=np.float32)[None].repeat(experts, 0),
-        down_weight=np.eye(experts, dtype=np.float32)[:, None, :],
-        **settings | attributes,
-    ).run()
+    (found,) = (
+        module()
+        .moe(
+            x=np.eye(1, experts, dtype=np.float32).repeat(tokens, 0)[None],
+            router_logits=logits[None],
+            correction_bias=bias,
+            up_weight=np.eye(experts, 1, dtype=np.float32)[None].repeat(experts, 0),
+            down_weight=np.eye(experts, dtype=np.float32)[:, None, :],
+            **settings | attributes,
+        )
+        .run()
+    )
     return np.asarray(found)
 
 

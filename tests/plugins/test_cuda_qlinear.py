@@ -85,9 +85,11 @@ def test_all_integers_are_multiplied_exactly() -> None:
         x = np.eye(32, dtype=np.float32)
         for type in HALVES:
             for tokens in (8, 32):
-                found = module().qlinear(
-                    x=x[:tokens], weight=weight, scales=scales, block_size=32, bits=bits, type=type
-                ).run()
+                found = (
+                    module()
+                    .qlinear(x=x[:tokens], weight=weight, scales=scales, block_size=32, bits=bits, type=type)
+                    .run()
+                )
                 np.testing.assert_array_equal(found, weight[:tokens])
 
 
