@@ -42,8 +42,8 @@ def build(name: str, target: str, *options: str) -> Path:
     return folder
 
 
-def run_cmake(folder: Path, targets: Collection[str], *options: str) -> None:
-    """Configures and builds."""
+def run_cmake(folder: Path, targets: Collection[str], *options: str) -> str:
+    """Configures and builds; what the compilers said, if they had to be run."""
     need("cmake", "ninja")
     make = f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=PATH)}"  # the one that pip found last is gone
     configure = ["cmake", "-G", "Ninja", "-S", ROOT / "plugins", "-B", folder, make, *options]
@@ -53,6 +53,7 @@ def run_cmake(folder: Path, targets: Collection[str], *options: str) -> None:
                 list(map(str, command)), env=os.environ | {"PATH": PATH}, capture_output=True, text=True, check=False
             )
             assert result.returncode == 0, (result.stdout + result.stderr)[-5000:]
+    return result.stdout
 
 
 def python_options(folder: Path) -> list[str]:

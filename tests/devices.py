@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from builds import build, build_host, import_module, need, python_options
+from builds import build_host, import_module, need, python_options, run_cmake
 from places import ROOT
 
 _chosen = "emulated"
@@ -30,15 +31,21 @@ def emulated_module() -> ModuleType:
     return import_module("_cuda_emulated", build_host("cuda_module"))
 
 
-@lru_cache
-def gpu_module(architecture: str) -> ModuleType:
-    """The test module for GPUs of one compute capability, such as 87."""
+def gpu_build(architectures: tuple[str, ...]) -> tuple[Path, list[str]]:
+    """The folder of a build by nvcc for GPUs of these compute capabilities, such as 87, and CMake's options for it."""
     need("nvcc")
-    name = f"gpu-{architecture}"
-    options = ("-DEDGE_CUDA=ON", f"-DEDGE_CUDA_ARCHITECTURES={architecture}-real", "-DEDGE_ISAS=baseline")
-    return import_module(
-        "_cuda", build(name, "cuda_module", *options, *python_options(ROOT / "build" / f"test-{name}"))
-    )
+    folder = ROOT / "build" / f"test-gpu-{'-'.join(architectures)}"
+    targets = ";".join(f"{architecture}-real" for architecture in architectures)
+    options = ["-DEDGE_WERROR=ON", "-DEDGE_TESTS=ON", "-DEDGE_CUDA=ON", f"-DEDGE_CUDA_ARCHITECTURES={targets}"]
+    return folder, [*options, "-DEDGE_ISAS=baseline", *python_options(folder)]
+
+
+@lru_cache
+def gpu_module(*architectures: str) -> ModuleType:
+    """The test module for GPUs of these compute capabilities."""
+    folder, options = gpu_build(architectures)
+    run_cmake(folder, ["cuda_module"], *options)
+    return import_module("_cuda", folder)
 
 
 def capability() -> str:

@@ -1,4 +1,4 @@
-"""The CUDA kernels as runners of the operator matrix: on a model of a GPU, or with ``--device gpu`` on this machine's."""
+"""The CUDA kernels as runners of the operator matrix: on a model of a GPU, or on one (``--device gpu``)."""
 
 from __future__ import annotations
 
