@@ -15,7 +15,7 @@ demo: envs
 test: export EDGE_SDK_REQUIRE_NATIVE = 1
 test: debian envs
 	$(ROBOT)/bin/python -m pytest tests/runtime
-	$(WORKSTATION)/bin/python -m pytest -n 2 --dist loadfile --ignore tests/ros --ignore tests/test_readme.py
+	$(WORKSTATION)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/ros --ignore tests/test_readme.py
 	$(WORKSTATION)/bin/python -m pytest tests/ros tests/test_readme.py
 
 # On a machine with an NVIDIA GPU and nvcc, by its own Python, which needs torch, numpy, onnx, ml_dtypes, hypothesis,

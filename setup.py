@@ -65,7 +65,7 @@ EXTRAS = {
         "ninja>=1.11",
         "pybind11>=2.12",
         "pytest>=8.0",
-        "pytest-xdist>=3.6",
+        "pytest-xdist>=3.7",
         f"{TENSORRT_RTX}; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "transformers>=5.20",
     ],

@@ -20,13 +20,13 @@ PROMPT = "walk around left thrice and jump around right thrice"
 
 def steps(folder: Path) -> list[list[str]]:
     """The commands in order."""
-    export = [sys.executable, "-c", "from edge_export.cli import main; main()"]
+    export = [sys.executable, "-m", "edge_export.cli"]
     graph, bundle = str(folder / "onnx"), str(folder / "bundle")
     return [
         [*export, "onnx", str(TEACHER), "--out", graph],
         [*export, "bundle", str(TEACHER), "--graph", graph, "--out", bundle],
         [*export, "engine", bundle, "--backend", "tensorrt-rtx", "--board", "here"],
-        [sys.executable, "-c", "from edge_sdk.cli import main; main()", "run", bundle, PROMPT, "--device", "tensorrt"],
+        [sys.executable, "-m", "edge_sdk.cli", "run", bundle, PROMPT, "--device", "tensorrt"],
     ]
 
 

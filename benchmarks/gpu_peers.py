@@ -33,15 +33,16 @@ def _on_gpu(array: np.ndarray[Any, Any], dtype: torch.dtype = torch.bfloat16) ->
 def _scan_inputs(work: Workload, tensors: Tensors) -> dict[str, torch.Tensor]:
     """x (batch, length, heads, head_dim), B and C (batch, length, groups, state), dt (batch, length, heads): as if
     the convolution had been done."""
-    _, heads, head_dim, state = tensors["past_ssm"].shape
+    batch, heads, head_dim, state = tensors["past_ssm"].shape
+    length = tensors["proj"].shape[1]
     groups, inner = work.attributes["groups"], heads * head_dim
     widths = [inner, inner, groups * state, groups * state, heads]
-    _, x, b, c, dt = _on_gpu(tensors["proj"]).split(widths, dim=2)
+    _, x, b, c, dt = torch.split(_on_gpu(tensors["proj"]), widths, dim=2)
     return {
-        "x": x.unflatten(2, (heads, head_dim)).contiguous(),
+        "x": x.reshape(batch, length, heads, head_dim),
         "dt": dt.contiguous(),
-        "B": b.unflatten(2, (groups, state)).contiguous(),
-        "C": c.unflatten(2, (groups, state)).contiguous(),
+        "B": b.reshape(batch, length, groups, state),
+        "C": c.reshape(batch, length, groups, state),
     }
 
 

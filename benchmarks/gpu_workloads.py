@@ -81,22 +81,22 @@ def moe(batch: int, length: int, *, experts: int, top_k: int, width: int, interm
     chosen = len(np.unique(np.argsort(logits, axis=-1)[..., -top_k:]))
     block = 32
 
-    def matrices(rng: np.random.Generator, rows: int, columns: int) -> tuple[Array, Array | None]:
+    def matrices(rng: np.random.Generator, name: str, rows: int, columns: int) -> dict[str, Array]:
         if bits == 4:
+            weight = rng.integers(-8, 8, (experts, rows, columns), dtype=np.int8)
             scales = np.full((experts, rows // block, columns), 0.2 * rows**-0.5, np.float32)
-            return rng.integers(-8, 8, (experts, rows, columns), dtype=np.int8), scales
+            return {f"{name}_weight": weight, f"{name}_scales": scales}
         few = (_normal(rng, 1 << 20) * rows**-0.5).view(np.uint32) >> 16  # bfloat16, truncated
-        return np.resize(few.astype(np.uint16), (experts, rows, columns)), None
+        return {f"{name}_weight": np.resize(few.astype(np.uint16), (experts, rows, columns))}
 
     def make(rng: np.random.Generator) -> Tensors:
-        up, up_scales = matrices(rng, width, intermediate)
-        down, down_scales = matrices(rng, intermediate, width)
-        scales = {} if up_scales is None else {"up_scales": up_scales, "down_scales": down_scales}
-        bias = np.zeros(experts, np.float32)
-        return {  # type: ignore[return-value]
-            "x": _normal(rng, batch, length, width), "router_logits": logits, "correction_bias": bias,
-            "up_weight": up, "down_weight": down, **scales,
-        }  # fmt: skip
+        return {
+            "x": _normal(rng, batch, length, width),
+            "router_logits": logits,
+            "correction_bias": np.zeros(experts, np.float32),
+            **matrices(rng, "up", width, intermediate),
+            **matrices(rng, "down", intermediate, width),
+        }
 
     numbers = 2 * width * intermediate
     weights = chosen * (numbers * bits // 8 + (4 * numbers // block if bits == 4 else 0))

@@ -37,6 +37,15 @@ def pytest_configure(config: pytest.Config) -> None:
     choose_device(config.getoption("--device"))
 
 
+LONGEST = ("test_programs", "test_gpu_code", "test_packaging", "test_tensorrt_models", "test_training", "test_weights")
+"""Files that take minutes: those that wait for compilers, and whole models."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no worker has one of them left when the others are done."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def ros_python(request: pytest.FixtureRequest) -> Path:
     """The interpreter of the ROS environment."""
