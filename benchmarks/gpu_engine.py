@@ -34,7 +34,8 @@ def attempt(folder: Path, timeout_s: float) -> str:
     """Markdown: each command, how it ended and the end of what it said."""
     parts = []
     for command in steps(folder):
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
+        limited = ["timeout", f"{timeout_s:g}", *command]  # which ends with 124
+        result = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, check=False)
         said = (result.stdout + result.stderr).strip()[-2000:]
         shown = shlex.join(["python", *command[1:]]).replace(f"{ROOT}/", "")
         parts.append(f"`{shown}` ended with {result.returncode}:\n\n```text\n{said}\n```\n")
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--timeout-s", type=float, default=120)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    text = attempt(options.out, options.timeout_s)
+    text = attempt(options.out.resolve(), options.timeout_s)
     (options.out / "gpu_engine.md").write_text(text, encoding="utf-8")
     print(text)
 
