@@ -5,7 +5,7 @@ ROBOT := .venvs/robot
 ROS := .venvs/ros
 PIP := pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint envs native debian clean
+.PHONY: demo test test-gpu lint envs native debian clean
 
 demo: envs
 	@$(WORKSTATION)/bin/python samples/scan_rover/demo.py
@@ -15,8 +15,20 @@ demo: envs
 test: export EDGE_SDK_REQUIRE_NATIVE = 1
 test: debian envs
 	$(ROBOT)/bin/python -m pytest tests/runtime
-	$(WORKSTATION)/bin/python -m pytest -n 2 --dist loadfile --ignore tests/ros --ignore tests/test_readme.py
+	$(WORKSTATION)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/ros --ignore tests/test_readme.py
 	$(WORKSTATION)/bin/python -m pytest tests/ros tests/test_readme.py
+
+# On a machine with an NVIDIA GPU and nvcc, by its own Python, which needs torch, numpy, onnx, ml_dtypes, hypothesis,
+# pybind11, CMake, Ninja, pytest and pytest-xdist: no environment is made and nothing fetched. For the peers mamba_ssm
+# and, for an engine, msgspec, jinja2, tokenizers, onnxscript, onnxruntime, rich, typer, safetensors and tensorrt_rtx.
+GPU_RESULTS := build/gpu
+test-gpu: export PYTHONPATH := .:plugins:export:tests:$(PYTHONPATH)
+test-gpu:
+	@command -v nvidia-smi > /dev/null || { echo "make test-gpu: no GPU here: there is no nvidia-smi"; exit 1; }
+	$(PYTHON) -m pytest -n 8 -rs --device gpu tests/plugins/test_cuda_*.py tests/gpu
+	$(PYTHON) benchmarks/gpu_ops.py --out $(GPU_RESULTS) \
+	  --module $$($(PYTHON) -c 'from devices import *; print(gpu_module(capability()).__file__)')
+	$(PYTHON) benchmarks/gpu_engine.py --out $(GPU_RESULTS)
 
 lint: envs
 	$(WORKSTATION)/bin/$(PIP) -c export/constraints.txt -e '.[dev]'

@@ -65,7 +65,7 @@ EXTRAS = {
         "ninja>=1.11",
         "pybind11>=2.12",
         "pytest>=8.0",
-        "pytest-xdist>=3.6",
+        "pytest-xdist>=3.7",
         f"{TENSORRT_RTX}; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "transformers>=5.20",
     ],
@@ -190,6 +190,8 @@ def compile_into(folder: Path, target: Path, output: TextIO) -> None:
     configure += [
         f"-DEDGE_PYTHON_INCLUDE={';'.join(python_headers(folder))}",
         f"-DEDGE_PYTHON_SUFFIX={MODULE.removeprefix('_native')}",
+        "-DEDGE_TESTS=OFF",  # the tests add theirs to this folder
+        "-DEDGE_TRT=OFF",
     ]
     configure += shlex.split(os.environ.get("EDGE_SDK_CMAKE_ARGS", ""))
     for command in (configure, ["cmake", "--build", str(folder)], ["cmake", "--install", str(folder), "--strip"]):

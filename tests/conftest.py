@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from devices import choose_device
 from places import ROOT, ROVER, TEACHER, WORKSTATION
 
 sys.path[:0] = [str(ROVER), str(ROOT / "ros_bridge"), str(ROOT / "benchmarks")]
@@ -21,8 +22,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=ROOT / ".venvs" / "ros" / "bin" / "python",
         help="an interpreter that has rclpy",
     )
+    parser.addoption(
+        "--device",
+        default="emulated",
+        choices=("emulated", "gpu"),
+        help="what the CUDA kernels run on: a model of a GPU, or this machine's",
+    )
     parser.addoption("--architectures", default="87,110", help="GPUs to compile the CUDA kernels for: Orin and Thor")
     parser.addoption("--scan-bundle", type=Path, help="a finished bundle of SCAN, to save the time of exporting one")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Chooses the device before anything is collected."""
+    choose_device(config.getoption("--device"))
+
+
+LONGEST = ("test_programs", "test_gpu_code", "test_packaging", "test_tensorrt_models", "test_training", "test_weights")
+"""Files that take minutes: those that wait for compilers, and whole models."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no worker has one of them left when the others are done."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

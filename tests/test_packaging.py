@@ -24,7 +24,7 @@ import edge_plugins
 from edge_plugins.native import _native
 
 assert edge_plugins.native_library().name == "libedge_plugins_ort.so"
-assert {"baseline"} <= set(_native.isas()) <= {"baseline", "avx2"}
+assert _native.isas() == ["baseline"]
 x, weight = np.ones((1, 64), np.float32), np.ones((64, 3), np.float32)
 print(_native.qlinear(x=x, weight=weight, exact=True).tolist(), sorted({"onnx", "onnxruntime"} & set(sys.modules)))
 """
@@ -47,8 +47,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(source: Path) -> Path:
-    """The wheel, with the kernels for two instruction sets, which is enough to see whether they get there."""
-    settings = {"EDGE_SDK_REQUIRE_NATIVE": "1", "EDGE_SDK_CMAKE_ARGS": "'-DEDGE_ISAS=baseline;avx2'"}
+    """The wheel, with the kernels for one instruction set, which is enough to see whether they get there."""
+    settings = {"EDGE_SDK_REQUIRE_NATIVE": "1", "EDGE_SDK_CMAKE_ARGS": "-DEDGE_ISAS=baseline"}
     result = pip_wheel(source, source.parent / "wheels", **settings)
     assert result.returncode == 0, (result.stdout + result.stderr)[-5000:]
     (wheel,) = (source.parent / "wheels").glob("edge_sdk-*.whl")

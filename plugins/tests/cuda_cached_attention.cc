@@ -54,40 +54,59 @@ struct State {
   void* present;
 };
 
-py::tuple cached_attention(const Floats& query, const Floats& key, const Floats& value,
-                           const Array<int64_t>& past_length, const py::array& past_key, const py::array& past_value,
-                           float scale, int64_t window, const Cache& past_key_scale, const Cache& past_value_scale,
-                           bool inplace, const std::string& type) {
-  CachedAttentionArgs a =
-      sizes_of(query, key, value, past_length, past_key, past_value, past_key_scale, past_value_scale);
-  Device device;
-  std::vector<State> states = {{device, past_key, inplace}, {device, past_value, inplace}};
-  if (past_key_scale) states.emplace_back(device, *past_key_scale, inplace);
-  if (past_value_scale) states.emplace_back(device, *past_value_scale, inplace);
+class CachedAttentionCall : public Call {
+ public:
+  CachedAttentionCall(const Floats& query, const Floats& key, const Floats& value, const Array<int64_t>& past_length,
+                      const py::array& past_key, const py::array& past_value, float scale, int64_t window,
+                      const Cache& past_key_scale, const Cache& past_value_scale, bool inplace,
+                      const std::string& type);
+  void start(Stream stream) override { cuda::cached_attention(args_, workspace_, stream); }
+  py::object result() const override;
+
+ private:
+  Device device_;
+  CachedAttentionArgs args_;
+  std::vector<State> states_;
+  void* workspace_;
+};
+
+CachedAttentionCall::CachedAttentionCall(const Floats& query, const Floats& key, const Floats& value,
+                                         const Array<int64_t>& past_length, const py::array& past_key,
+                                         const py::array& past_value, float scale, int64_t window,
+                                         const Cache& past_key_scale, const Cache& past_value_scale, bool inplace,
+                                         const std::string& type)
+    : args_(sizes_of(query, key, value, past_length, past_key, past_value, past_key_scale, past_value_scale)) {
+  states_ = {{device_, past_key, inplace}, {device_, past_value, inplace}};
+  if (past_key_scale) states_.emplace_back(device_, *past_key_scale, inplace);
+  if (past_value_scale) states_.emplace_back(device_, *past_value_scale, inplace);
+  CachedAttentionArgs& a = args_;
   a.type = activation_type(type);
   a.window = window;
   a.scale = scale;
-  a.query = device.upload_as(query, a.type);
-  a.key = device.upload_as(key, a.type);
-  a.value = device.upload_as(value, a.type);
-  a.past_length = device.upload<int64_t>(past_length);
-  a.past_key = states[0].past;
-  a.past_value = states[1].past;
-  a.present_key = states[0].present;
-  a.present_value = states[1].present;
-  if (states.size() == 4) {
-    a.past_key_scale = static_cast<const float*>(states[2].past);
-    a.past_value_scale = static_cast<const float*>(states[3].past);
-    a.present_key_scale = static_cast<float*>(states[2].present);
-    a.present_value_scale = static_cast<float*>(states[3].present);
+  a.query = device_.upload_as(query, a.type);
+  a.key = device_.upload_as(key, a.type);
+  a.value = device_.upload_as(value, a.type);
+  a.past_length = device_.upload<int64_t>(past_length);
+  a.past_key = states_[0].past;
+  a.past_value = states_[1].past;
+  a.present_key = states_[0].present;
+  a.present_value = states_[1].present;
+  if (states_.size() == 4) {
+    a.past_key_scale = static_cast<const float*>(states_[2].past);
+    a.past_value_scale = static_cast<const float*>(states_[3].past);
+    a.present_key_scale = static_cast<float*>(states_[2].present);
+    a.present_value_scale = static_cast<float*>(states_[3].present);
   }
   const size_t elements = static_cast<size_t>(query.size());
-  a.y = device.room(elements * size_of(a.type));
-  cuda::cached_attention(a, device.room(cuda::cached_attention_workspace(a)), nullptr);
-  synchronize();
+  a.y = device_.room(elements * size_of(a.type));
+  workspace_ = device_.room(cuda::cached_attention_workspace(a));
+}
+
+py::object CachedAttentionCall::result() const {
+  const CachedAttentionArgs& a = args_;
   py::list outputs;
-  outputs.append(device.download_as(a.y, a.type, {query.shape(), query.shape() + query.ndim()}));
-  for (const State& state : states) outputs.append(state.result(device));
+  outputs.append(device_.download_as(a.y, a.type, {a.batch, a.length, a.heads * a.head_dim}));
+  for (const State& state : states_) outputs.append(state.result(device_));
   return py::tuple(outputs);
 }
 
@@ -109,9 +128,12 @@ size_t workspace(int64_t batch, int64_t length, int64_t heads, int64_t kv_heads,
 void bind_cached_attention(py::module_& m) {
   using py::arg;
   const auto none = py::none();
-  m.def("cached_attention", &cached_attention, py::kw_only(), arg("query"), arg("key"), arg("value"),
-        arg("past_length"), arg("past_key"), arg("past_value"), arg("scale"), arg("window"),
-        arg("past_key_scale") = none, arg("past_value_scale") = none, arg("inplace") = false, arg("type") = "float32");
+  py::class_<CachedAttentionCall, Call>(m, "cached_attention")
+      .def(py::init<const Floats&, const Floats&, const Floats&, const Array<int64_t>&, const py::array&,
+                    const py::array&, float, int64_t, const Cache&, const Cache&, bool, const std::string&>(),
+           py::kw_only(), arg("query"), arg("key"), arg("value"), arg("past_length"), arg("past_key"),
+           arg("past_value"), arg("scale"), arg("window"), arg("past_key_scale") = none, arg("past_value_scale") = none,
+           arg("inplace") = false, arg("type") = "float32");
   m.def("cached_attention_workspace", &workspace, py::kw_only(), arg("batch"), arg("length"), arg("heads"),
         arg("kv_heads"), arg("head_dim"), arg("capacity"));
 }

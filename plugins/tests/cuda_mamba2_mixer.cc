@@ -30,13 +30,30 @@ cuda::Mamba2MixerArgs sizes_of(const Floats& proj, const Floats& conv_weight, co
   return a;
 }
 
-py::tuple mamba2_mixer(const Floats& proj, const Floats& conv_weight, const Floats& conv_bias, const Floats& dt_bias,
-                       const Floats& a_log, const Floats& d, const Floats& norm_weight, const Floats& past_conv,
-                       const py::array& past_ssm, int64_t groups, int64_t conv_dim, float eps, float dt_min,
-                       float dt_max, bool inplace, const std::string& type) {
-  Device device;
-  cuda::Mamba2MixerArgs a =
-      sizes_of(proj, conv_weight, past_ssm, groups, conv_dim, eps, dt_min, dt_max, activation_type(type));
+class Mamba2MixerCall : public Call {
+ public:
+  Mamba2MixerCall(const Floats& proj, const Floats& conv_weight, const Floats& conv_bias, const Floats& dt_bias,
+                  const Floats& a_log, const Floats& d, const Floats& norm_weight, const Floats& past_conv,
+                  const py::array& past_ssm, int64_t groups, int64_t conv_dim, float eps, float dt_min, float dt_max,
+                  bool inplace, const std::string& type);
+  void start(Stream stream) override { cuda::mamba2_mixer(args_, workspace_, stream); }
+  py::object result() const override;
+
+ private:
+  Device device_;
+  cuda::Mamba2MixerArgs args_;
+  void* workspace_;
+  py::dtype ssm_dtype_;
+};
+
+Mamba2MixerCall::Mamba2MixerCall(const Floats& proj, const Floats& conv_weight, const Floats& conv_bias,
+                                 const Floats& dt_bias, const Floats& a_log, const Floats& d, const Floats& norm_weight,
+                                 const Floats& past_conv, const py::array& past_ssm, int64_t groups, int64_t conv_dim,
+                                 float eps, float dt_min, float dt_max, bool inplace, const std::string& type)
+    : args_(sizes_of(proj, conv_weight, past_ssm, groups, conv_dim, eps, dt_min, dt_max, activation_type(type))),
+      ssm_dtype_(past_ssm.dtype()) {
+  cuda::Mamba2MixerArgs& a = args_;
+  Device& device = device_;
   expect(past_conv, "past_conv", {a.batch, conv_dim, a.kernel - 1});
   a.proj = device.upload_as(proj, a.type);
   a.conv_weight = device.upload<float>(conv_weight);
@@ -51,22 +68,29 @@ py::tuple mamba2_mixer(const Floats& proj, const Floats& conv_weight, const Floa
   a.past_ssm = ssm;
   a.present_conv = static_cast<float*>(present_of(device, conv, past_conv, inplace));
   a.present_ssm = present_of(device, ssm, past_ssm, inplace);
-  const int64_t inner = a.heads * a.head_dim;
-  a.y = device.room(static_cast<size_t>(a.batch * a.length * inner) * size_of(a.type));
-  cuda::mamba2_mixer(a, device.room(cuda::mamba2_mixer_workspace(a)), nullptr);
-  synchronize();
-  return py::make_tuple(device.download_as(a.y, a.type, {a.batch, a.length, inner}),
-                        device.download(a.present_conv, past_conv.dtype(), State::shape_of(past_conv)),
-                        device.download(a.present_ssm, past_ssm.dtype(), State::shape_of(past_ssm)));
+  a.y = device.room(static_cast<size_t>(a.batch * a.length * a.heads * a.head_dim) * size_of(a.type));
+  workspace_ = device.room(cuda::mamba2_mixer_workspace(a));
+}
+
+py::object Mamba2MixerCall::result() const {
+  const cuda::Mamba2MixerArgs& a = args_;
+  const int64_t conv_dim = Mamba2MixerSizes(a).conv_dim;
+  return py::make_tuple(device_.download_as(a.y, a.type, {a.batch, a.length, a.heads * a.head_dim}),
+                        device_.download(a.present_conv, py::dtype::of<float>(), {a.batch, conv_dim, a.kernel - 1}),
+                        device_.download(a.present_ssm, ssm_dtype_, {a.batch, a.heads, a.head_dim, a.state}));
 }
 
 }  // namespace
 
 void bind_mamba2_mixer(py::module_& m) {
   using namespace py::literals;
-  m.def("mamba2_mixer", &mamba2_mixer, py::kw_only(), "proj"_a, "conv_weight"_a, "conv_bias"_a, "dt_bias"_a, "a_log"_a,
-        "d"_a, "norm_weight"_a, "past_conv"_a, "past_ssm"_a, "groups"_a, "conv_dim"_a, "eps"_a, "dt_min"_a, "dt_max"_a,
-        "inplace"_a = false, "type"_a = "float32");
+  py::class_<Mamba2MixerCall, Call>(m, "mamba2_mixer")
+      .def(py::init<const Floats&, const Floats&, const Floats&, const Floats&, const Floats&, const Floats&,
+                    const Floats&, const Floats&, const py::array&, int64_t, int64_t, float, float, float, bool,
+                    const std::string&>(),
+           py::kw_only(), "proj"_a, "conv_weight"_a, "conv_bias"_a, "dt_bias"_a, "a_log"_a, "d"_a, "norm_weight"_a,
+           "past_conv"_a, "past_ssm"_a, "groups"_a, "conv_dim"_a, "eps"_a, "dt_min"_a, "dt_max"_a, "inplace"_a = false,
+           "type"_a = "float32");
 }
 
 }  // namespace edge::test

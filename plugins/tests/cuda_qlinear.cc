@@ -8,21 +8,31 @@
 namespace edge::test {
 namespace {
 
-Floats qlinear(const Floats& x, const py::array& weight, const Scales& scales, int64_t block_size, int bits,
-               const std::string& type) {
-  Device device;
-  cuda::QLinearArgs args{};
-  args.type = activation_type(type);
-  args.weight = upload_weight(device, weight, scales, block_size, bits);
-  std::vector<py::ssize_t> shape = State::shape_of(x);
-  if (shape.empty() || shape.back() != args.weight.in) expect(x, "x", {-1, -1, args.weight.in});
-  args.tokens = x.size() / args.weight.in;
-  shape.back() = args.weight.out;
-  args.x = device.upload_as(x, args.type);
-  args.y = device.room(static_cast<size_t>(args.tokens * args.weight.out) * size_of(args.type));
-  cuda::qlinear(args, device.room(cuda::qlinear_workspace(args)), nullptr);
-  synchronize();
-  return device.download_as(args.y, args.type, shape);
+class QLinearCall : public Call {
+ public:
+  QLinearCall(const Floats& x, const py::array& weight, const Scales& scales, int64_t block_size, int bits,
+              const std::string& type);
+  void start(Stream stream) override { cuda::qlinear(args_, workspace_, stream); }
+  py::object result() const override { return device_.download_as(args_.y, args_.type, shape_); }
+
+ private:
+  Device device_;
+  cuda::QLinearArgs args_{};
+  std::vector<py::ssize_t> shape_;  // of y
+  void* workspace_;
+};
+
+QLinearCall::QLinearCall(const Floats& x, const py::array& weight, const Scales& scales, int64_t block_size, int bits,
+                         const std::string& type)
+    : shape_(State::shape_of(x)) {
+  args_.type = activation_type(type);
+  args_.weight = upload_weight(device_, weight, scales, block_size, bits);
+  if (shape_.empty() || shape_.back() != args_.weight.in) expect(x, "x", {-1, -1, args_.weight.in});
+  args_.tokens = x.size() / args_.weight.in;
+  shape_.back() = args_.weight.out;
+  args_.x = device_.upload_as(x, args_.type);
+  args_.y = device_.room(static_cast<size_t>(args_.tokens * args_.weight.out) * size_of(args_.type));
+  workspace_ = device_.room(cuda::qlinear_workspace(args_));
 }
 
 // Bytes for so many tokens.
@@ -41,8 +51,10 @@ size_t workspace(int64_t tokens, const py::array& weight, const Scales& scales, 
 void bind_qlinear(py::module_& m) {
   using py::arg;
   const auto none = py::none();
-  m.def("qlinear", &qlinear, py::kw_only(), arg("x"), arg("weight"), arg("scales") = none, arg("block_size") = 0,
-        arg("bits") = 8, arg("type") = "float32");
+  py::class_<QLinearCall, Call>(m, "qlinear")
+      .def(py::init<const Floats&, const py::array&, const Scales&, int64_t, int, const std::string&>(), py::kw_only(),
+           arg("x"), arg("weight"), arg("scales") = none, arg("block_size") = 0, arg("bits") = 8,
+           arg("type") = "float32");
   m.def("qlinear_workspace", &workspace, py::kw_only(), arg("tokens"), arg("weight"), arg("scales") = none,
         arg("block_size") = 0, arg("bits") = 8, arg("type") = "float32");
 }

@@ -3,6 +3,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "../edge_plugins/native/device.h"
+
 namespace edge::test {
 
 #if defined(__CUDACC__)

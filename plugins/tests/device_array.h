@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "../edge_plugins/native/arrays.h"
-#include "../edge_plugins/native/device.h"
+#include "../edge_plugins/native/stream.h"
 
 namespace edge::test {
 
@@ -61,6 +61,23 @@ class Device {
   const DeviceMemory& find(const void* at) const;
 
   std::vector<DeviceMemory> memory_;
+};
+
+// An operator with its tensors and its workspace on the device: to be started as often as wanted.
+class Call {
+ public:
+  virtual ~Call() = default;
+  // Queues the kernels on `stream` and waits for nothing.
+  virtual void start(Stream stream) = 0;
+  // The outputs of what was started.
+  virtual py::object result() const = 0;
+
+  // Once, from the beginning to the outputs.
+  py::object run() {
+    start(nullptr);
+    synchronize();
+    return result();
+  }
 };
 
 // float32, float16 or bfloat16.

@@ -48,4 +48,4 @@ def test_our_declaration_says_what_the_official_header_says(include: Path) -> No
 
 
 def test_the_library_compiles_with_the_official_header(include: Path) -> None:
-    build("official", "edge_plugins_ort", f"-DONNXRUNTIME_INCLUDE_DIR={include}", "-DEDGE_ISAS=baseline")
+    build("official", "ort_operators", f"-DONNXRUNTIME_INCLUDE_DIR={include}", "-DEDGE_ISAS=baseline")

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from builds import build, need
+from builds import build, build_host, need
 from places import ROOT
+
+SANITIZED = "baseline;avx2;avxvnni;avx512_bf16;amx_emulated;neon"
+"""What the sanitizers see: avx512 is avx512_bf16 without its bfloat16 products, and few processors have amx."""
 
 TOOLCHAIN = ROOT / "plugins" / "toolchain-aarch64.cmake"
 
@@ -27,11 +30,11 @@ def run(*command: object, checks: int = 1000, timeout_s: float = 1200) -> str:
 @pytest.fixture(scope="module")
 def plain() -> Path:
     """The program as it is compiled for users."""
-    return build("plain", "native_test") / "native_test"
+    return build_host("native_test") / "native_test"
 
 
 def test_runs_clean_under_the_sanitizers() -> None:
-    folder = build("sanitized", "native_test", "-DEDGE_SANITIZE=address,undefined")
+    folder = build("sanitized", "native_test", "-DEDGE_SANITIZE=address,undefined", f"-DEDGE_ISAS={SANITIZED}")
     output = run(folder / "native_test")
     assert "amx_emulated" in output
 
@@ -49,11 +52,11 @@ def test_every_usable_instruction_set_agrees_with_the_reference(plain: Path) -> 
 
 
 def test_a_million_steps_neither_drift_nor_allocate() -> None:
-    run(build("plain", "soak_test") / "soak_test", checks=42)
+    run(build_host("soak_test") / "soak_test", checks=42)
 
 
 def test_the_model_of_a_gpu_does_what_cuda_says() -> None:
-    run(build("plain", "device_test") / "device_test", checks=11)
+    run(build_host("device_test") / "device_test", checks=11)
 
 
 def test_nothing_outside_the_kernels_needs_an_extension(plain: Path) -> None:
@@ -65,7 +68,7 @@ def test_nothing_outside_the_kernels_needs_an_extension(plain: Path) -> None:
 
 @pytest.mark.parametrize(
     ("processor", "sets"),
-    [("cortex-a57", ["neon"]), ("max", ["neon", "dotprod", "i8mm"])],
+    [("cortex-a57", ["neon"]), ("max", ["dotprod", "i8mm"])],
 )
 def test_runs_on_arm(processor: str, sets: list[str]) -> None:
     need("aarch64-linux-gnu-g++", "qemu-aarch64-static")

@@ -1,4 +1,4 @@
-"""The CUDA kernels as runners of the operator matrix: on a model of a GPU, which any machine can build and run."""
+"""The CUDA kernels as runners of the operator matrix: on a model of a GPU, or on one (``--device gpu``)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from builds import build_module
+from devices import capability, chosen_device, emulated_module, gpu_module
 from edge_plugins import Operator
 from edge_plugins.operator import Array, Case, dtype_of
 from matrix import BFLOAT16, FLOAT32, INT4, Outputs, Run, Runner, on_torch
@@ -30,8 +30,14 @@ FUNCTIONS = {
 
 @lru_cache
 def module() -> Any:
-    """The test module on the model of a GPU, compiled now where that is needed."""
-    return build_module("cuda", "cuda_module", "_cuda_emulated")
+    """The test module, compiled now where that is needed."""
+    return gpu_module(capability()) if chosen_device() == "gpu" else emulated_module()
+
+
+def set_schedule(schedule: int) -> None:
+    """The order of threads on the model; a GPU has its own, and what is compared there are two runs."""
+    if chosen_device() == "emulated":
+        module().set_schedule(schedule)
 
 
 def runner(type: str = "float32", schedule: int = FORWARD, **settings: Any) -> Runner:
@@ -42,9 +48,9 @@ def runner(type: str = "float32", schedule: int = FORWARD, **settings: Any) -> R
         given = {"bits": 4, **settings} if any(array.dtype == INT4 for array in case.inputs.values()) else settings
 
         def run(inputs: Mapping[str, Array]) -> Outputs:
-            module().set_schedule(schedule)
+            set_schedule(schedule)
             arrays = {name: array.astype(np.int8) if array.dtype == INT4 else array for name, array in inputs.items()}
-            result = function(**arrays, **case.attributes, **given, type=type)
+            result = function(**arrays, **case.attributes, **given, type=type).run()
             outputs = result if isinstance(result, tuple) else (result,)
             return tuple(array.astype(FLOAT32) if array.dtype == BFLOAT16 else array for array in outputs)
 

@@ -1,4 +1,4 @@
-"""edge::CachedAttention's CUDA kernels on a model of a GPU: results, the cache, splits of keys, and what is refused."""
+"""edge::CachedAttention's CUDA kernels: results, the cache, splits of keys, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The MoE CUDA kernels on a model of a GPU: routing, few tokens and many, every format and activation."""
+"""The MoE CUDA kernels: routing, few tokens and many, every format and activation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cuda import HALVES, SCHEDULES, assert_as_good_as_plain, module, runner
+from cuda import HALVES, SCHEDULES, assert_as_good_as_plain, module, runner, set_schedule
 from edge_plugins import OPERATORS
 from edge_plugins.moe.op import ACTIVATIONS, make_case
 from edge_plugins.operator import Array, Case
@@ -66,13 +66,17 @@ def route(logits: Array, bias: Array, **attributes: Any) -> Array:
     """The shares (tokens, experts) that each token's experts get: expert e answers x = 1 with a one in place e."""
     tokens, experts = logits.shape
     settings = {"top_k": 1, "n_group": 1, "topk_group": 1, "norm_topk_prob": 0, "routed_scaling_factor": 1.0}
-    (found,) = module().moe(
-        x=np.eye(1, experts, dtype=np.float32).repeat(tokens, 0)[None],
-        router_logits=logits[None],
-        correction_bias=bias,
-        up_weight=np.eye(experts, 1, dtype=np.float32)[None].repeat(experts, 0),
-        down_weight=np.eye(experts, dtype=np.float32)[:, None, :],
-        **settings | attributes,
+    (found,) = (
+        module()
+        .moe(
+            x=np.eye(1, experts, dtype=np.float32).repeat(tokens, 0)[None],
+            router_logits=logits[None],
+            correction_bias=bias,
+            up_weight=np.eye(experts, 1, dtype=np.float32)[None].repeat(experts, 0),
+            down_weight=np.eye(experts, dtype=np.float32)[:, None, :],
+            **settings | attributes,
+        )
+        .run()
     )
     return np.asarray(found)
 
@@ -133,14 +137,14 @@ def test_strange_logits_stay_in_their_token(value: float, tokens: int, schedule:
     bias = rng.uniform(-0.3, 0.3, 24).astype(np.float32)
     attributes = {"top_k": 5, "n_group": 4, "topk_group": 2}
     logits = rng.standard_normal((tokens, 24), np.float32)
-    module().set_schedule(schedule)
+    set_schedule(schedule)
     sane = route(logits, bias, **attributes)
     logits[2] = value
     logits[3, ::5] = value
     found = route(logits, bias, **attributes)
     others = [0, 1, *range(4, tokens)]
     np.testing.assert_array_equal(found[others], sane[others])
-    module().set_schedule(0)
+    set_schedule(0)
 
 
 def test_numbers_rank_above_nan() -> None:
@@ -191,7 +195,7 @@ def test_what_cannot_be_done_is_refused(change: dict[str, Any], message: str) ->
         "routed_scaling_factor": 1.0,
     }
     with pytest.raises(ValueError, match=message):
-        module().moe(**arguments | change)
+        module().moe(**arguments | change).run()
 
 
 def test_more_experts_than_a_warp_has_room_for_are_refused() -> None:

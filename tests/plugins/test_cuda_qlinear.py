@@ -1,4 +1,4 @@
-"""The QLinear CUDA kernels on a model of a GPU: few tokens, many, every format, sizes that tensor cores do not take."""
+"""The QLinear CUDA kernels: few tokens, many, every format, sizes that tensor cores do not take."""
 
 from __future__ import annotations
 
@@ -85,8 +85,10 @@ def test_all_integers_are_multiplied_exactly() -> None:
         x = np.eye(32, dtype=np.float32)
         for type in HALVES:
             for tokens in (8, 32):
-                found = module().qlinear(
-                    x=x[:tokens], weight=weight, scales=scales, block_size=32, bits=bits, type=type
+                found = (
+                    module()
+                    .qlinear(x=x[:tokens], weight=weight, scales=scales, block_size=32, bits=bits, type=type)
+                    .run()
                 )
                 np.testing.assert_array_equal(found, weight[:tokens])
 
@@ -117,4 +119,4 @@ def test_what_cannot_be_done_is_refused(change: dict[str, Any], message: str) ->
         "block_size": 32,
     }
     with pytest.raises(ValueError, match=message):
-        module().qlinear(**arguments | change)
+        module().qlinear(**arguments | change).run()

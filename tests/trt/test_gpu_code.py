@@ -6,18 +6,18 @@ for; the limits hold for ``--architectures 87,90,110,120``.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import pytest
 
-from builds import build, need
+from builds import run_cmake
+from devices import gpu_build, gpu_module
 from places import ROOT
 
 PLUGINS = ROOT / "plugins" / "edge_plugins"
@@ -71,14 +71,6 @@ class Kernel:
     shared: int
 
 
-@lru_cache
-def sources_hash() -> str:
-    """Of everything that the kernels are made of."""
-    paths = sorted(path for pattern in ("*.cu", "*.cuh", "*.h") for path in PLUGINS.rglob(pattern))
-    version = subprocess.run(["nvcc", "--version"], capture_output=True, check=True).stdout
-    return hashlib.sha256(version + b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
-
-
 @pytest.fixture
 def architectures(request: pytest.FixtureRequest) -> tuple[str, ...]:
     """Compute capabilities, such as 87."""
@@ -86,28 +78,15 @@ def architectures(request: pytest.FixtureRequest) -> tuple[str, ...]:
 
 
 @lru_cache
-def commands(architectures: tuple[str, ...]) -> dict[str, str]:
-    """CMake's command by source."""
-    options = ("-DEDGE_CUDA=ON", f"-DEDGE_CUDA_ARCHITECTURES={';'.join(f'{a}-real' for a in architectures)}")
-    folder = build("gpu-code", "help", *options, "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", "-DEDGE_ISAS=baseline")
-    entries = json.loads((folder / "compile_commands.json").read_text())
-    return {entry["file"]: entry["command"] for entry in entries}
-
-
-@lru_cache
 def compiled(source: str, architectures: tuple[str, ...]) -> str:
-    """What ptxas says of a source, warnings being errors; kept until a source changes."""
-    need("nvcc", "cmake", "ninja")
-    name = "-".join([sources_hash(), *architectures, source.replace("/", "-")])
-    log = ROOT / "build" / "gpu-code" / f"{name}.log"
-    if not log.exists():
-        log.parent.mkdir(parents=True, exist_ok=True)
-        command = [*shlex.split(commands(architectures)[str(PLUGINS / source)]), "--threads", "2"]
-        command[command.index("-o") + 1] = str(log.with_suffix(".o"))
-        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
-        assert result.returncode == 0, (result.stdout + result.stderr)[-5000:]
-        log.with_suffix(".o").unlink()
-        log.write_text(result.stdout + result.stderr)
+    """What ptxas says of a source, warnings being errors; kept beside the object."""
+    folder, options = gpu_build(architectures)
+    name = f"CMakeFiles/cuda_kernels.dir/edge_plugins/{source}.o"
+    made, log = folder / name, folder / f"{name}.log"
+    if made.exists() and not (log.exists() and log.stat().st_mtime >= made.stat().st_mtime):
+        made.unlink()  # whoever compiled it did not keep what was said
+    if "ptxas info" in (said := run_cmake(folder, [name], *options)):
+        log.write_text(said)
     return log.read_text()
 
 
@@ -139,3 +118,14 @@ def test_kernels_compile_and_keep_to_their_limits(source: str, architectures: tu
 
 def test_every_limit_has_its_kernel(architectures: tuple[str, ...]) -> None:
     assert {kernel.name for source in SOURCES for kernel in kernels_of(source, architectures)} == set(LIMITS)
+
+
+def test_the_module_for_gpus_says_that_there_is_none(architectures: tuple[str, ...]) -> None:
+    """It is what `make test-gpu` runs: it links and imports without a GPU or its driver."""
+    if shutil.which("nvidia-smi"):
+        pytest.skip("there is a GPU: `make test-gpu` runs the kernels")
+    module = gpu_module(*architectures)
+    with pytest.raises(
+        RuntimeError, match=r"^cudaMalloc: (CUDA driver version is insufficient|no CUDA-capable device)"
+    ):
+        module.qlinear(x=np.ones((2, 64), np.float32), weight=np.ones((64, 8), np.float32))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from builds import build, need
+from builds import build, need, plugin_library
 
 
 def run(program: Path, checks: int) -> str:
@@ -28,7 +28,7 @@ def test_the_plugins_do_what_their_interfaces_ask_under_the_sanitizers() -> None
 
 
 def test_the_library_exports_two_functions_and_needs_no_library_of_nvidia() -> None:
-    library = build("trt", "edge_plugins_trt", "-DEDGE_TRT=ON", "-DEDGE_ISAS=baseline") / "libedge_plugins_trt.so"
+    library = plugin_library()
     exported = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True)
     assert [line.split()[-1] for line in exported.stdout.splitlines()] == ["getCreators", "setLoggerFinder"]
     needed = subprocess.run(["objdump", "-p", library], capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builds import build_module
+from builds import build_host, import_module
 from edge_plugins import OPERATORS, Operator
 from edge_plugins.operator import Array, Case
 from matrix import BFLOAT16, expected_of
@@ -33,7 +33,7 @@ ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 @lru_cache
 def module() -> Any:
-    return build_module("trt", "trt_module", "_trt_emulated", "-DEDGE_TRT=ON", "-DEDGE_ISAS=baseline")
+    return import_module("_trt_emulated", build_host("trt_module"))
 
 
 def run(operator: Operator, case: Case, precision: str, *, inplace: bool) -> list[Array]:

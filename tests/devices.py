@@ -1,0 +1,60 @@
+"""What the CUDA kernels run on in a test run: a model of a GPU, or a GPU."""
+
+from __future__ import annotations
+
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from builds import build_host, import_module, need, python_options, run_cmake
+from places import ROOT
+
+_chosen = "emulated"
+
+
+def choose_device(name: str) -> None:
+    """``emulated`` or ``gpu``, once, before the first test (conftest.py)."""
+    global _chosen  # noqa: PLW0603
+    _chosen = name
+
+
+def chosen_device() -> str:
+    return _chosen
+
+
+@lru_cache
+def emulated_module() -> ModuleType:
+    """The test module on the model of a GPU."""
+    return import_module("_cuda_emulated", build_host("cuda_module"))
+
+
+def gpu_build(architectures: tuple[str, ...]) -> tuple[Path, list[str]]:
+    """The folder of a build by nvcc for GPUs of these compute capabilities, such as 87, and CMake's options for it."""
+    need("nvcc")
+    folder = ROOT / "build" / f"test-gpu-{'-'.join(architectures)}"
+    targets = ";".join(f"{architecture}-real" for architecture in architectures)
+    options = ["-DEDGE_WERROR=ON", "-DEDGE_TESTS=ON", "-DEDGE_CUDA=ON", f"-DEDGE_CUDA_ARCHITECTURES={targets}"]
+    return folder, [*options, "-DEDGE_ISAS=baseline", *python_options(folder)]
+
+
+@lru_cache
+def gpu_module(*architectures: str) -> ModuleType:
+    """The test module for GPUs of these compute capabilities."""
+    folder, options = gpu_build(architectures)
+    run_cmake(folder, ["cuda_module"], *options)
+    return import_module("_cuda", folder)
+
+
+def capability() -> str:
+    """The first GPU's compute capability, such as 90; the test is skipped where there is none."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        pytest.skip("no GPU: there is no nvidia-smi")
+    if result.returncode != 0:
+        pytest.skip(f"no GPU: nvidia-smi said {(result.stdout + result.stderr).strip()[-300:]!r}")
+    return result.stdout.splitlines()[0].strip().replace(".", "")
