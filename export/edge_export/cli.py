@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 from edge_export.boards import BOARDS, HERE
+from edge_export.chain import read_chain, run_chain
 from edge_export.engine import EngineRequest, make_engine
 from edge_export.terminal import console
 from edge_sdk.errors import EdgeError
@@ -48,6 +49,15 @@ def engine(
         "plugins": plugins,
     }
     make_engine(bundle, msgspec.convert(choices, EngineRequest), dry_run=dry_run)
+
+
+@app.command()
+def run(
+    chain: Annotated[Path, typer.Argument(help="YAML with stages of commands; its form stands in chain.py.")],
+    dry_run: Annotated[bool, typer.Option(help="Only say what would be run, and what it would take.")] = False,
+) -> None:
+    """Run a chain of these commands from one file; of one that was run before, what changed since."""
+    run_chain(read_chain(chain, typer.main.get_group(app)), dry_run=dry_run)
 
 
 if find_spec("torch") is not None:  # a board has none, and needs only the command above

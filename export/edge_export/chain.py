@@ -1,0 +1,175 @@
+"""Runs a chain of ``edge-export`` commands from one file, and of a chain that was run before only what changed.
+
+    variables:
+      student: build/student
+    stages:
+      - prune: prune checkpoints/8b --params 4e9 --out {student}/pruned
+      - float: onnx {student}/pruned --out {student}/float      # the steps of one stage run side by side
+        int4: onnx {student}/pruned --weights int4 --out {student}/int4
+      - bundle: bundle {student}/pruned --graph {student}/int4 --out {student}/bundle
+
+A step is a command as one would type it, without ``edge-export``; paths are relative to where the chain is run. A step
+is run again when its command, the files that it reads, or our code have changed, or what it made is gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import typer
+
+import edge_export
+import edge_plugins
+import edge_sdk
+from edge_export.terminal import console
+from edge_sdk.errors import ConfigError, EdgeError, explain
+from edge_sdk.files import new_file, sha256
+
+HASHED_BYTES = 64 << 20
+"""Of larger files size and time of change stand for the content."""
+
+UsageError: Any = typer.BadParameter.__mro__[1]
+"""click's; newer versions of typer carry a click of their own."""
+
+STAMPS = Path("build", "edge-export-run")
+"""Where it is noted what was run; below the working directory."""
+
+
+class StepError(EdgeError):
+    """A step of a chain failed."""
+
+
+class Chain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The file's content."""
+
+    stages: list[dict[str, str]]
+    """Steps by name, those of one stage side by side."""
+    variables: dict[str, str] = {}
+    """What stands for ``{name}`` in the commands."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command, checked: what it reads and what it makes."""
+
+    name: str
+    arguments: tuple[str, ...]
+    reads: tuple[Path, ...]
+    makes: Path | None
+    plans: bool
+    """Whether the command has a dry run."""
+
+    def key(self) -> str:
+        """Changes with the command, the content of what it reads, and our code."""
+        digest = hashlib.sha256(shlex.join(self.arguments).encode())
+        digest.update(_sources().encode())
+        for path in self.reads:
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file():
+                    digest.update(f"{file}\n{_content(file)}\n".encode())
+        return digest.hexdigest()
+
+
+def read_chain(path: Path, group: typer.core.TyperGroup) -> list[list[Step]]:
+    """The stages of a chain. Raises ConfigError, naming the step, for what the commands would not take."""
+    try:
+        chain = msgspec.yaml.decode(path.read_bytes(), type=Chain)
+    except (msgspec.DecodeError, OSError) as error:
+        raise ConfigError(explain(str(path), expected="stages of commands", found=error, todo="Correct it.")) from None
+    names = [name for stage in chain.stages for name in stage]
+    if len(set(names)) < len(names):
+        raise ConfigError(explain(str(path), expected="a name of its own for every step", found=names, todo="Rename."))
+    return [[_step(name, text, chain.variables, group) for name, text in stage.items()] for stage in chain.stages]
+
+
+def _step(name: str, text: str, variables: Mapping[str, str], group: typer.core.TyperGroup) -> Step:
+    try:
+        arguments = shlex.split(text.format_map(variables))
+        command = group.commands[arguments[0]]
+        given = command.make_context(arguments[0], arguments[1:], resilient_parsing=False).params
+    except KeyError as error:
+        known = ", ".join([*sorted(group.commands), *variables])
+        raise ConfigError(
+            explain(f"The step {name}", expected=f"one of {known}", found=error, todo="Correct it.")
+        ) from None
+    except (UsageError, ValueError, IndexError) as error:
+        found = error.format_message() if isinstance(error, UsageError) else error
+        raise ConfigError(
+            explain(f"The step {name}", expected="a command of edge-export", found=found, todo="See its --help.")
+        ) from None
+    paths = [value for key, value in given.items() if key != "out"]
+    reads = [
+        Path(item)
+        for value in paths
+        for item in (value if isinstance(value, (list, tuple)) else [value])
+        if isinstance(item, Path)
+    ]
+    makes = given.get("out")
+    return Step(name, tuple(arguments), tuple(reads), makes and Path(makes), "dry_run" in given)
+
+
+def run_chain(stages: list[list[Step]], *, dry_run: bool = False) -> None:
+    """Runs what is not done yet. Raises StepError where a command fails, after those beside it have ended."""
+    for stage in stages:
+        started = [(step, _start(step, dry_run)) for step in stage]
+        failed = []
+        for step, process in started:
+            if process is not None and process.wait() != 0:
+                failed.append(step.name)
+            elif process is not None and not dry_run:
+                with new_file(_stamp(step)) as path:
+                    path.write_text(step.key())
+        if failed:
+            raise StepError(
+                explain(", ".join(failed), expected="success", found="an error, see above", todo="Mend it; run again.")
+            )
+
+
+def _start(step: Step, dry_run: bool) -> subprocess.Popen[bytes] | None:
+    """Starts a step, unless it is done; in a dry run only what says itself what it would do."""
+    done = _is_done(step)
+    note = " (done)" if done else ""
+    console.print(f"  $ edge-export {shlex.join(step.arguments)}{note}", style="dim", highlight=False, soft_wrap=True)
+    ready = all(path.exists() for path in step.reads)
+    if done or (dry_run and not (step.plans and ready)):
+        return None
+    flags = ["--dry-run"] if dry_run else []
+    return subprocess.Popen([sys.executable, "-m", "edge_export.cli", *step.arguments, *flags])
+
+
+def _is_done(step: Step) -> bool:
+    stamp = _stamp(step)
+    there = step.makes is None or step.makes.exists()
+    return there and stamp.exists() and stamp.read_text() == step.key()
+
+
+def _stamp(step: Step) -> Path:
+    STAMPS.mkdir(parents=True, exist_ok=True)
+    return STAMPS / hashlib.sha256(shlex.join(step.arguments).encode()).hexdigest()[:16]
+
+
+def _content(file: Path) -> str:
+    about = file.stat()
+    return sha256(file) if about.st_size <= HASHED_BYTES else f"{about.st_size} {about.st_mtime_ns}"
+
+
+def _sources() -> str:
+    """Hash of the code that the commands run."""
+    digest = hashlib.sha256()
+    for path in _code():
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _code() -> Iterator[Path]:
+    for package in (edge_export, edge_sdk, edge_plugins):
+        assert package.__file__
+        yield from sorted(Path(package.__file__).parent.rglob("*.py"))
