@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from edge_sdk.model import Mamba2Spec, ModelConfig, MtpSpec, TensorSpec, state_specs
@@ -38,7 +40,7 @@ def rollback_spec(config: ModelConfig) -> GraphSpec:
     )
 
 
-def without_caches(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+def without_caches(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     """The states that every token overwrites; of a cache, ``past_length`` says how much of it counts."""
     return tuple(spec for spec in specs if "capacity" not in spec.shape)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import onnx_ir
 import torch
@@ -154,10 +154,8 @@ def _lay_out(graphs: Sequence[onnx_ir.Model], leaves: Mapping[str, Leaf]) -> dic
     """The initializers that have no values yet, by their leaf, one behind the other in the file."""
     places: dict[str, list[Place]] = {}
     offset = 0
-    for values in _initializers(graphs).values():
-        fake = getattr(values[0].const_value, "raw", None)
-        if not isinstance(fake, FakeTensor):
-            continue
+    for values in _without_bytes(graphs).values():
+        fake = values[0].const_value.raw
         leaf = str(values[0].name).removeprefix(PREFIX)
         while leaf and leaf not in leaves:
             leaf = leaf.rpartition(".")[0]
@@ -171,12 +169,13 @@ def _lay_out(graphs: Sequence[onnx_ir.Model], leaves: Mapping[str, Leaf]) -> dic
     return places
 
 
-def _initializers(graphs: Sequence[onnx_ir.Model]) -> dict[str, list[onnx_ir.Value]]:
-    """The graphs' initializers by name; graphs of one model call one weight alike."""
-    found: dict[str, list[onnx_ir.Value]] = {}
+def _without_bytes(graphs: Sequence[onnx_ir.Model]) -> dict[str, list[Any]]:
+    """The graphs' weights by name; graphs of one model call a weight alike."""
+    found: dict[str, list[Any]] = {}
     for graph in graphs:
         for value in graph.graph.initializers.values():
-            found.setdefault(str(value.name), []).append(value)
+            if isinstance(getattr(value.const_value, "raw", None), FakeTensor):
+                found.setdefault(str(value.name), []).append(value)
     return found
 
 
