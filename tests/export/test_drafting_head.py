@@ -27,6 +27,7 @@ from exported import TinyBundle
 from test_checkpoint import edit_config, edit_tensors
 from tiny import BASE, make, relative_error
 
+PLAIN = Storage(cache_dtype="float32", speculation=True)
 HEADS = ("drafting-head", "dense-drafting-head")
 LENGTH = 30
 
@@ -102,7 +103,7 @@ def inputs(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("variant", HEADS)
 def test_the_torch_head_agrees_with_its_description(variant: str, tmp_path: Path) -> None:
-    model = Storage(cache_dtype="float32", speculation=True).apply(make(variant))
+    model = PLAIN.apply(make(variant))
     save_model(make(variant), tmp_path)
     hidden, ids = (torch.from_numpy(array) for array in inputs())
     expected = Reference(tmp_path)(hidden[0], ids[0])
@@ -116,7 +117,7 @@ def test_the_torch_head_agrees_with_its_description(variant: str, tmp_path: Path
 @pytest.mark.parametrize("kernels", ["auto", "none"])
 @pytest.mark.parametrize("variant", HEADS)
 def test_the_graph_agrees_with_its_description(variant: str, kernels: str, tiny_bundle: TinyBundle) -> None:
-    bundle = tiny_bundle(variant, Storage(cache_dtype="float32", speculation=True))
+    bundle = tiny_bundle(variant, PLAIN)
     head = SpeculativeEngine(bundle, exact=True, kernels=kernels).head
     assert head is not None
     hidden, ids = inputs()
@@ -147,7 +148,7 @@ def test_the_graph_agrees_with_the_stored_torch_model(weights: Any, tiny_bundle:
 
 
 def test_positions_set_back_are_forgotten(tiny_bundle: TinyBundle) -> None:
-    head = SpeculativeEngine(tiny_bundle("drafting-head", Storage(speculation=True)), exact=True).head
+    head = SpeculativeEngine(tiny_bundle("drafting-head", PLAIN), exact=True).head
     assert head is not None
     (hidden, ids), (other_hidden, other_ids) = inputs(), inputs(seed=1)
     straight, back = head.empty_states(1), head.empty_states(1)
