@@ -11,7 +11,7 @@ from edge_plugins.mamba2_mixer.op import MAMBA2_MIXER
 from edge_sdk.model import ModelConfig
 from edge_sdk.speculation import GraphSpec
 
-PROJ, PAST_CONV, PAST_SSM = (MAMBA2_MIXER.inputs.index(name) for name in ("proj", "past_conv", "past_ssm"))
+PROJ, PAST_CONV = (MAMBA2_MIXER.inputs.index(name) for name in ("proj", "past_conv"))
 
 
 def scans(model: onnx_ir.Model) -> Iterator[tuple[str, onnx_ir.Node]]:
