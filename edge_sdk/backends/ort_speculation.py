@@ -30,12 +30,12 @@ class SpeculativeStates(OrtStates):
         super().__init__(engine.config.past_specs(), batch, capacity, 2, engine.place, arrays)
 
     def _set(self, arrays: list[np.ndarray], sets: int) -> None:
-        if not self.engine.native:
-            super()._set(arrays, sets)
-            return
-        scans = iter(zeros(without_caches(self.specs), batch=len(self.past_length)))
-        others = [array if "capacity" in spec.shape else next(scans) for spec, array in zip(self.specs, arrays)]
-        self.sets, self.turn = [arrays, others], 0
+        super()._set(arrays, 1 if self.engine.native else sets)
+        if self.engine.native:
+            scans = iter(zeros(without_caches(self.specs), batch=len(self.past_length)))
+            self.sets.append(
+                [kept if "capacity" in spec.shape else next(scans) for spec, kept in zip(self.specs, arrays)]
+            )
 
     def _with(self, arrays: list[np.ndarray]) -> SpeculativeStates:
         return SpeculativeStates(self.engine, len(self.past_length), self.capacity, arrays)
