@@ -235,7 +235,7 @@ STORED = {"float16": 2.0**-11 + 1e-4, "bfloat16": 2.0**-8 + 1e-4}
 
 
 def make_cases() -> list[Case]:
-    """Lengths around the chunk sizes, a few and none, the published head and state sizes, groups, batches, limits, storage.
+    """Lengths around chunk sizes, few and none, the published head and state sizes, groups, batches, limits, storage.
 
     The long one has small time steps, as trained models do. With large ones the function body, for which it is one
     block, would sum rates up to thousands and be off by their float32 spacing (7.5e-5 of y's maximum seen).
