@@ -2,6 +2,7 @@
 
     manifest.json   format version, ModelConfig, inputs and outputs, provenance, sha256 and size of every file
     model.onnx      the graph; its weights in model.onnx.data
+    rollback.onnx   draft.onnx: the graphs for speculative decoding, where they were exported; weights as above
     tokenizer.json  chat_template.jinja
     engines/        what a device made for itself from these files; not listed in the manifest, never copied
 
@@ -20,6 +21,7 @@ import msgspec
 from edge_sdk.errors import BundleError, ConfigError, explain
 from edge_sdk.files import new_directory, sha256
 from edge_sdk.model import ModelConfig, TensorSpec
+from edge_sdk.speculation import GraphSpec, extra_graphs
 from edge_sdk.text import TEMPLATE_FILE, TOKENIZER_FILE
 
 FORMAT_VERSION = 2
@@ -49,6 +51,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     outputs: tuple[TensorSpec, ...]
     provenance: dict[str, str]
     files: dict[str, FileEntry]
+    graphs: dict[str, GraphSpec] = {}
+    """The graphs besides model.onnx, by file name."""
 
 
 class _Version(msgspec.Struct):
@@ -75,11 +79,12 @@ class Bundle:
         manifest = _read_manifest(folder)
         for name, entry in manifest.files.items():
             _check_file(folder, name, entry, verify_hashes)
-        for name in REQUIRED_FILES:
+        graphs = extra_graphs(manifest.model)
+        for name in (*REQUIRED_FILES, *graphs):
             if name not in manifest.files:
                 _refuse(str(folder / MANIFEST), expected=f"an entry for {name}", found="none")
-        described = (manifest.model.inputs(), manifest.model.outputs())
-        if (manifest.inputs, manifest.outputs) != described:
+        described = (manifest.model.inputs(), manifest.model.outputs(), graphs)
+        if (manifest.inputs, manifest.outputs, manifest.graphs) != described:
             _refuse(str(folder / MANIFEST), expected="inputs and outputs that follow from the model", found="others")
         return cls(folder, manifest)
 
@@ -149,6 +154,7 @@ def write_bundle(
             weights=weights,
             inputs=model.inputs(),
             outputs=model.outputs(),
+            graphs=extra_graphs(model),
             provenance=dict(provenance),
             files=entries,
         )

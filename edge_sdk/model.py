@@ -8,6 +8,7 @@ experts, top_k. A checkpoint family (``edge_export.families``) turns its config.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal, Union
 
 import msgspec
@@ -210,6 +211,25 @@ class MoeSpec(msgspec.Struct, frozen=True, kw_only=True, tag="moe"):
 LayerSpec = Union[Mamba2Spec, AttentionSpec, MlpSpec, MoeSpec]
 
 
+class MtpSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A head that drafts the token after the next: multi-token prediction (DeepSeek-V3, arXiv 2412.19437, 2.2).
+
+    Its layers have no recurrent state: what was drafted in vain is taken back by forgetting positions of a cache.
+    """
+
+    layers: tuple[LayerSpec, ...]
+
+    def __post_init__(self) -> None:
+        _require(len(self.layers) > 0, "MtpSpec.layers", "at least one layer", "none")
+        recurrent = [spec.kind for spec in self.layers if isinstance(spec, Mamba2Spec)]
+        _require(not recurrent, "MtpSpec.layers", "no recurrent layer", recurrent)
+
+    def parameters(self, hidden: int) -> int:
+        """Number of weights; embeddings and output projection are the model's own."""
+        norms = hidden * (3 + len(self.layers))
+        return 2 * hidden * hidden + norms + sum(spec.parameters(hidden) for spec in self.layers)
+
+
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A stack of layers ``x + mixer(rms_norm(x))`` between an embedding and an output projection."""
 
@@ -228,6 +248,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How keys and values are stored; float16 costs half of float32's memory and at most 2**-11 of each number."""
     state_dtype: Literal["float32", "float16"] = "float32"
     """How the scan's states are stored from step to step; within a step they are float32."""
+    mtp: MtpSpec | None = None
+    """The head that drafts tokens, where the model has one."""
+    speculation: bool = False
+    """The graph has the outputs that taking back tokens and drafting need (``edge_sdk.speculation``)."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "vocab_size", "hidden", "max_length")
@@ -241,10 +265,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return "".join({"mamba2": "M", "attention": "*", "mlp": "-", "moe": "E"}[spec.kind] for spec in self.layers)
 
     def parameters(self) -> int:
-        """Number of weights of the whole model."""
+        """Number of weights of the whole model, the drafting head included."""
         embeddings = self.vocab_size * self.hidden * (1 if self.tie_embeddings else 2)
         norms = self.hidden * (len(self.layers) + 1)
-        return embeddings + norms + sum(spec.parameters(self.hidden) for spec in self.layers)
+        head = 0 if self.mtp is None else self.mtp.parameters(self.hidden)
+        return embeddings + norms + head + sum(spec.parameters(self.hidden) for spec in self.layers)
 
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Inputs of the graph: token ids, how many positions each row's caches hold, whose logits to return, states."""
@@ -256,23 +281,32 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         )
 
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Outputs of the graph: the wanted logits, then every state as it is after the last token."""
-        return (TensorSpec("logits", "float32", ("batch", "kept", self.vocab_size)), *self.present_specs())
+        """Outputs of the graph: the wanted logits, every state after the last token, and what speculation needs."""
+        logits = TensorSpec("logits", "float32", ("batch", "kept", self.vocab_size))
+        return (logits, *self.present_specs(), *self.speculation_specs())
+
+    def speculation_specs(self) -> tuple[TensorSpec, ...]:
+        """Outputs besides logits and states: the scans' inputs at the kept positions, and what the head reads."""
+        if not self.speculation:
+            return ()
+        hidden = TensorSpec("hidden_states", "float32", ("batch", "length", self.hidden))
+        return (*self.projected_specs("kept"), *([] if self.mtp is None else [hidden]))
+
+    def projected_specs(self, length: str) -> tuple[TensorSpec, ...]:
+        """What each Mamba-2 layer's in_proj made of ``length`` positions."""
+        return tuple(
+            TensorSpec(f"mixer.{index}.projected", "float32", ("batch", length, spec.proj_dim))
+            for index, spec in enumerate(self.layers)
+            if isinstance(spec, Mamba2Spec)
+        )
 
     def past_specs(self) -> tuple[TensorSpec, ...]:
         """The states as the graph reads them, in layer order."""
-        return self._state_specs("past_key_values")
+        return state_specs("past_key_values", self.layers, self)
 
     def present_specs(self) -> tuple[TensorSpec, ...]:
         """The states as the graph returns them; order, dtypes and shapes of :meth:`past_specs`."""
-        return self._state_specs("present")
-
-    def _state_specs(self, prefix: str) -> tuple[TensorSpec, ...]:
-        return tuple(
-            TensorSpec(f"{prefix}.{index}.{name}", dtype, shape)
-            for index, spec in enumerate(self.layers)
-            for name, (dtype, shape) in spec.states(self).items()
-        )
+        return state_specs("present", self.layers, self)
 
     def state_bytes(self, batch: int, capacity: int) -> int:
         """Memory of all states with caches of ``capacity`` positions, in bytes."""
@@ -280,3 +314,12 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             DTYPE_BYTES[spec.dtype] * math.prod(spec.sized(batch=batch, capacity=capacity))
             for spec in self.past_specs()
         )
+
+
+def state_specs(prefix: str, layers: Sequence[LayerSpec], config: ModelConfig) -> tuple[TensorSpec, ...]:
+    """The states of some layers of a model, in layer order."""
+    return tuple(
+        TensorSpec(f"{prefix}.{index}.{name}", dtype, shape)
+        for index, spec in enumerate(layers)
+        for name, (dtype, shape) in spec.states(config).items()
+    )

@@ -49,8 +49,7 @@ class OrtStates(States):
         self._set(self._zeros() if arrays is None else arrays, sets)
 
     def _zeros(self) -> list[np.ndarray]:
-        sizes = {"batch": len(self.past_length), "capacity": self.capacity}
-        return _zeros([(spec.sized(**sizes), np.dtype(spec.dtype)) for spec in self.specs])
+        return zeros(self.specs, batch=len(self.past_length), capacity=self.capacity)
 
     def grow(self, capacity: int) -> None:
         """Moves everything into larger buffers."""
@@ -77,25 +76,29 @@ class OrtStates(States):
         arrays = self._zeros()
         for mine, theirs in zip(self.place.arrays(self.sets[self.turn]), arrays):
             theirs[...] = mine
-        other = OrtStates(self.specs, len(self.past_length), self.capacity, len(self.sets), self.place, arrays)
+        other = self._with(arrays)
         other.past_length[:] = self.past_length
         return other
 
+    def _with(self, arrays: list[np.ndarray]) -> OrtStates:
+        return OrtStates(self.specs, len(self.past_length), self.capacity, len(self.sets), self.place, arrays)
 
-def _zeros(arrays: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]) -> list[np.ndarray]:
-    """Zeros of these shapes and types, each beginning at a cache line, in one piece of memory.
+
+def zeros(specs: Sequence[TensorSpec], **sizes: int) -> list[np.ndarray]:
+    """Zeros of these specs and sizes, each beginning at a cache line, in one piece of memory.
 
     One piece is large enough for numpy to ask for huge pages. It is touched here: a page that is first touched costs
     microseconds, and thousands of them would make the first step late.
     """
-    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in arrays]
-    starts = np.cumsum([0, *(-(-size // CACHE_LINE) * CACHE_LINE for size in sizes)])
+    arrays = [(spec.sized(**sizes), np.dtype(spec.dtype)) for spec in specs]
+    lengths = [math.prod(shape) * dtype.itemsize for shape, dtype in arrays]
+    starts = np.cumsum([0, *(-(-length // CACHE_LINE) * CACHE_LINE for length in lengths)])
     memory = np.empty(starts[-1] + CACHE_LINE, dtype=np.uint8)
     memory.fill(0)
     memory = memory[-memory.ctypes.data % CACHE_LINE :]
     return [
-        memory[start : start + size].view(dtype).reshape(shape)
-        for start, size, (shape, dtype) in zip(starts, sizes, arrays)
+        memory[start : start + length].view(dtype).reshape(shape)
+        for start, length, (shape, dtype) in zip(starts, lengths, arrays)
     ]
 
 
@@ -110,6 +113,9 @@ class _Call:
         self.input_ids = np.empty((batch, length), dtype=np.int64)
         self.logits = np.empty((batch, kept, engine.config.vocab_size), dtype=np.float32)
         self._positions = np.arange(length - kept, length)
+        sizes = {"batch": batch, "length": length, "kept": kept}
+        self.extras = {spec.name: np.empty(spec.sized(**sizes), np.float32) for spec in engine.extra_outputs}
+        """What the graph returns behind the states, by name; see ModelConfig.speculation_specs."""
         self._bindings: dict[int, Any] = {}
         self._alive: list[Any] = []
         """The OrtValues, which keep the arrays' memory from being freed."""
@@ -127,6 +133,7 @@ class _Call:
         fed = [host.share(array) for array in (self.input_ids, states.past_length, self._positions)]
         fed += [place.share(buffer) for buffer in read]
         made = [host.share(self.logits), *(place.share(buffer) for buffer in written)]
+        made += [host.share(array) for array in self.extras.values()]
         self._alive += fed + made
         binding = self.engine.session.io_binding()
         for spec, value in zip(config.inputs(), fed):
@@ -138,6 +145,9 @@ class _Call:
 
 class OrtEngine(Engine):
     """An ONNX Runtime session over the bundle's graph, which reads and writes the states where they lie."""
+
+    extra_outputs: tuple[TensorSpec, ...] = ()
+    """Outputs to ask for behind the states."""
 
     def __init__(
         self,
@@ -162,13 +172,13 @@ class OrtEngine(Engine):
             raise BackendError(
                 explain("The CPU engine", expected="onnxruntime", found=error, todo="pip install 'edge-sdk[cpu]'")
             ) from None
-        self.config = bundle.manifest.model
+        self.bundle, self.config = bundle, bundle.manifest.model
         self.max_length = self.config.max_length
         self.host = HostBuffers(onnxruntime.OrtValue)
         self.place = self.host if device == "cpu" else DeviceBuffers(onnxruntime.OrtValue, "cuda")
         cache = engines_folder(bundle) if device == "tensorrt" else None
-        providers = providers_for(device, onnxruntime.get_available_providers(), cache)
-        options = onnxruntime.SessionOptions()
+        self._providers = providers_for(device, onnxruntime.get_available_providers(), cache)
+        self._options = options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if exact else "4")
         if threads is not None:
@@ -177,13 +187,20 @@ class OrtEngine(Engine):
         self.prefill_block = KERNEL_BLOCK if self.native else BODY_BLOCK
         kind = "native kernels" if self.native else "bodies"
         self.name = f"onnxruntime {onnxruntime.__version__} on {device.upper()}, {kind}"
+        self.session = self.open(GRAPH)
+        check_providers(device, self.session.get_providers())
+
+    def open(self, graph: str) -> Any:
+        """A session over one of the bundle's graphs; all of them share their packed weights."""
+        from onnxruntime import InferenceSession
+
+        path = str(self.bundle.file(graph))
         try:
-            self.session = onnxruntime.InferenceSession(str(bundle.file(GRAPH)), options, providers=providers)
+            return InferenceSession(path, self._options, providers=self._providers)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise BackendError(
-                explain(str(bundle.file(GRAPH)), expected="a graph that loads", found=error, todo="Export it again.")
+                explain(path, expected="a graph that loads", found=error, todo="Export it again.")
             ) from error
-        check_providers(device, self.session.get_providers())
 
     def empty_states(self, batch: int) -> OrtStates:
         """Zeros. Kernels write the new states over the old ones; a function body may not write what it reads."""
@@ -194,15 +211,20 @@ class OrtEngine(Engine):
         """Feeds tokens (batch, length) int64; see :meth:`edge_sdk.backends.Engine.step`."""
         assert isinstance(states, OrtStates)
         length = input_ids.shape[1]
+        call = self._run(input_ids, states, {"last": 1, "all": length, "none": 0}[logits])
+        states.advance(length)
+        return call.logits
+
+    def _run(self, input_ids: np.ndarray, states: OrtStates, kept: int) -> _Call:
+        """One run of the graph that leaves it to the caller to advance the states."""
+        length = input_ids.shape[1]
         needed = int(states.past_length.max()) + length
         if needed > states.capacity:
             states.grow(capacity_for(needed, states.capacity, self.config.max_length))
-        kept = {"last": 1, "all": length, "none": 0}[logits]
         if states.call is None or states.call.shape != (length, kept):
             states.call = _Call(self, len(states.past_length), length, kept)
         states.call.run(input_ids, states)
-        states.advance(length)
-        return states.call.logits
+        return states.call
 
 
 def _add_kernels(options: Any, bundle: Bundle, exact: bool, kernels: str) -> bool:

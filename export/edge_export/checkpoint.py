@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -18,6 +20,8 @@ from edge_export.torch_model import HybridLM
 from edge_sdk.errors import CheckpointError, explain
 from edge_sdk.files import new_directory
 from edge_sdk.model import ModelConfig
+
+log = logging.getLogger("edge_export")
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
@@ -93,12 +97,13 @@ class Checkpoint:
         family = family_of(raw)
         self.config: ModelConfig = family.parse_config(raw)
         self.files = TensorFiles(folder)
+        self._found = {_usual_name(name, getattr(family, "OTHER_PREFIXES", {})): name for name in self.files}
+        self._leave_out_missing_head(getattr(family, "MTP_PREFIX", ""))
         with torch.device("meta"):
             model = HybridLM(self.config)
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         self._maps = {item.ours: item for item in family.tensor_maps(self.config)}
-        self._found = {_usual_name(name, getattr(family, "OTHER_PREFIXES", {})): name for name in self.files}
-        problems = self._problems(shapes, getattr(family, "IGNORED_PREFIXES", ()))
+        problems = self._problems(shapes)
         if problems:
             shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
             raise CheckpointError(
@@ -106,7 +111,17 @@ class Checkpoint:
             )
         self._shapes = shapes
 
-    def _problems(self, shapes: Mapping[str, tuple[int, ...]], ignored: tuple[str, ...]) -> list[str]:
+    def _leave_out_missing_head(self, prefix: str) -> None:
+        """Adapts the config to files without a drafting head, and forgets one that the config does not describe."""
+        head = [name for name in self._found if prefix and name.startswith(prefix)]
+        if self.config.mtp is None:
+            for name in head:
+                del self._found[name]
+        elif not head:
+            log.warning("config.json describes a drafting head, but no file holds its %s* tensors: left out", prefix)
+            self.config = msgspec.structs.replace(self.config, mtp=None)
+
+    def _problems(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         problems = []
         for item in self._maps.values():
             expected = item.their_shape(shapes[item.ours])
@@ -116,9 +131,7 @@ class Checkpoint:
                 elif self.files[self._found[name]] != expected:
                     problems.append(f"{name} has shape {self.files[self._found[name]]} instead of {expected}")
         surplus = set(self._found) - {name for item in self._maps.values() for name in item.theirs}
-        return problems + [
-            f"{name} is not part of the model" for name in sorted(surplus) if not name.startswith(ignored)
-        ]
+        return problems + [f"{name} is not part of the model" for name in sorted(surplus)]
 
     def tensor(self, name: str) -> Tensor:
         """A tensor of ``HybridLM``'s state dict, in the type that it is stored in."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -12,13 +13,15 @@ import onnx
 
 from edge_export.checkpoint import Checkpoint
 from edge_export.quantize import Convert, as_it_is, convert, in_bfloat16, quantized
+from edge_export.rollback import rollback_graph
 from edge_export.torch_model import HybridLM
-from edge_export.trace import save_graph, trace
+from edge_export.trace import save_graph, trace, trace_draft
 from edge_export.weights import Progress, silent, stored_leaves, write_weights
 from edge_sdk.bundle import GRAPH, WEIGHTS, Bundle, write_bundle
 from edge_sdk.errors import CheckpointError, explain
 from edge_sdk.files import resumable_directory, sha256
 from edge_sdk.model import ModelConfig
+from edge_sdk.speculation import DRAFT, ROLLBACK, GraphSpec, extra_graphs
 from edge_sdk.text import TEMPLATE_FILE, TOKENIZER_FILE
 
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
@@ -37,6 +40,8 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
     """Of the output head, when the weights are int4."""
     cache_dtype: Literal["float32", "float16", "int8"] = "float16"
     state_dtype: Literal["float32", "float16"] = "float32"
+    speculation: bool = False
+    """Whether to export what drafting tokens and taking them back needs (docs/speculation.md)."""
 
     @property
     def label(self) -> str:
@@ -55,8 +60,14 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
         return quantized(4, self.block_size, self.head_bits)
 
     def describe(self, config: ModelConfig) -> ModelConfig:
-        """The model with its states stored so."""
-        return msgspec.structs.replace(config, cache_dtype=self.cache_dtype, state_dtype=self.state_dtype)
+        """The model with its states stored so, and a drafting head only if that is exported."""
+        return msgspec.structs.replace(
+            config,
+            cache_dtype=self.cache_dtype,
+            state_dtype=self.state_dtype,
+            mtp=config.mtp if self.speculation else None,
+            speculation=self.speculation,
+        )
 
     def apply(self, model: HybridLM) -> HybridLM:
         """Stores a model's weights that way, in place, and describes its states so."""
@@ -67,21 +78,31 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
 def export_graph(checkpoint: Path, folder: Path, storage: Storage, progress: Progress = silent) -> None:
     """Traces a checkpoint, its weights stored as ``storage`` says, into ``folder``: model.onnx and its weights.
 
+    With ``storage.speculation`` also the graphs of ``edge_sdk.speculation``, whose weights are in the same file.
+
     No weight is read to trace. Then they are read, converted and written one after another: the memory needed is
     that of the largest. An export that was interrupted goes on where it was, if nothing it depends on has changed.
     Raises CheckpointError for a checkpoint that contradicts its config, and OSError early if the disk is too full.
     """
     source = Checkpoint(checkpoint)
+    config, make = source.config, storage.convert()
+    stored = storage.describe(config)
+    extra = extra_graphs(stored)
     notes = {
-        MODEL_KEY: msgspec.json.encode(storage.describe(source.config)).decode(),
+        MODEL_KEY: msgspec.json.encode(stored).decode(),
         WEIGHTS_KEY: storage.label,
         CHECKPOINT_KEY: _fingerprint(checkpoint),
         "edge.exported_with": f"edge-sdk {version('edge-sdk')}, torch {version('torch')}, onnx {version('onnx')}",
     }
     with resumable_directory(folder, key=json.dumps(notes, sort_keys=True)) as new:
-        graph = trace(source.config, storage.convert(), storage.describe)
-        write_weights(graph, stored_leaves(source, storage.convert()), new / WEIGHTS, progress)
-        save_graph(graph, storage.describe(source.config), new / GRAPH, notes)
+        graphs = {GRAPH: trace(config, make, storage.describe)}
+        if DRAFT in extra:
+            graphs[DRAFT] = trace_draft(config, make, storage.describe)
+        write_weights(list(graphs.values()), stored_leaves(source, make), new / WEIGHTS, progress)
+        if ROLLBACK in extra:
+            graphs[ROLLBACK] = rollback_graph(graphs[GRAPH], extra[ROLLBACK])
+        for name, spec in {GRAPH: GraphSpec(stored.inputs(), stored.outputs()), **extra}.items():
+            save_graph(graphs[name], spec, new / name, notes)
 
 
 def make_bundle(checkpoint: Path, graph: Path, target: Path) -> Bundle:
@@ -91,9 +112,7 @@ def make_bundle(checkpoint: Path, graph: Path, target: Path) -> Bundle:
     """
     sources = {name: graph / name for name in (GRAPH, WEIGHTS)}
     sources |= {name: checkpoint / name for name in (TOKENIZER_FILE, TEMPLATE_FILE)}
-    for path in sources.values():
-        if not path.is_file():
-            raise CheckpointError(explain(str(path), expected="a file", found="none", todo="Export it first."))
+    _require_files(sources)
     proto = onnx.load(str(graph / GRAPH), load_external_data=False)
     notes = {item.key: item.value for item in proto.metadata_props}
     if notes.get(CHECKPOINT_KEY) != _fingerprint(checkpoint) or MODEL_KEY not in notes:
@@ -106,7 +125,16 @@ def make_bundle(checkpoint: Path, graph: Path, target: Path) -> Bundle:
             )
         )
     model = msgspec.json.decode(notes.pop(MODEL_KEY), type=ModelConfig)
+    extra = {name: graph / name for name in extra_graphs(model)}
+    _require_files(extra)
+    sources |= extra
     return write_bundle(target, sources, model=model, weights=notes.pop(WEIGHTS_KEY), provenance=notes)
+
+
+def _require_files(sources: Mapping[str, Path]) -> None:
+    for path in sources.values():
+        if not path.is_file():
+            raise CheckpointError(explain(str(path), expected="a file", found="none", todo="Export it first."))
 
 
 def _fingerprint(checkpoint: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 import torch
 from torch import Tensor
@@ -11,6 +13,8 @@ from edge_export.importance import Importance, LayerImportance, measure
 from edge_export.torch_model import HybridLM
 from edge_sdk.errors import ConfigError, explain
 from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, MlpSpec, ModelConfig, MoeSpec
+
+log = logging.getLogger("edge_export")
 
 
 class StudentShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -28,7 +32,12 @@ class StudentShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 def prune(teacher: HybridLM, shape: StudentShape, calibration: Batch) -> HybridLM:
-    """The student: the teacher's most important parts, in their order. Raises ConfigError for larger sizes."""
+    """The student: the teacher's most important parts, in their order. Raises ConfigError for larger sizes.
+
+    A drafting head is dropped: it was trained on hidden states that the student does not have.
+    """
+    if teacher.config.mtp is not None:
+        log.warning("the student gets no drafting head: the teacher's was trained on the teacher's hidden states")
     importance = measure(teacher, calibration)
     kept_layers = _choose_layers(teacher.config, shape, importance)
     hidden = _best(importance.hidden, shape.hidden, "hidden")
@@ -45,7 +54,7 @@ def prune(teacher: HybridLM, shape: StudentShape, calibration: Batch) -> HybridL
         spec, tensors = _prune_layer(teacher.config.layers[index], layer, shape, importance.layers[index], hidden)
         specs.append(spec)
         pruned |= {f"layers.{new_index}.{name}": tensor for name, tensor in tensors.items()}
-    student = HybridLM(msgspec.structs.replace(teacher.config, hidden=len(hidden), layers=tuple(specs)))
+    student = HybridLM(msgspec.structs.replace(teacher.config, hidden=len(hidden), layers=tuple(specs), mtp=None))
     student.load_state_dict(pruned)
     return student
 

@@ -45,6 +45,7 @@ def write_tensorrt_graph(source: Path, target: Path, precision: Precision, claim
     a link to their file. Raises ConfigError where a weight does not fit the precision or a plugin's conventions.
     """
     proto = onnx.load(str(source / GRAPH), load_external_data=False)
+    _drop_speculation(proto)
     os.symlink((source / WEIGHTS).resolve(), target / WEIGHTS)
     with Weights(list(proto.graph.initializer), source, target) as weights:
         summary = _Rewriter(proto, weights, precision, frozenset(claimed)).run()
@@ -53,6 +54,16 @@ def write_tensorrt_graph(source: Path, target: Path, precision: Precision, claim
     _hide_scales(proto)
     (target / GRAPH).write_bytes(proto.SerializeToString())
     return summary
+
+
+def _drop_speculation(proto: ModelProto) -> None:
+    """Removes the outputs for speculative decoding (docs/speculation.md), which the TensorRT backend does not read."""
+    graph = proto.graph
+    outputs = [value for value in graph.output if value.name == "logits" or value.name.startswith("present.")]
+    nodes = [node for node in graph.node if not node.output[0].endswith(".projected")]
+    del graph.output[:], graph.node[:]
+    graph.output.extend(outputs)
+    graph.node.extend(nodes)
 
 
 class _Rewriter:

@@ -152,6 +152,9 @@ def onnx(
     state_dtype: Annotated[str, typer.Option(help="Of the scan's states between steps: float32 or float16.")] = (
         "float32"
     ),
+    speculation: Annotated[bool, typer.Option(help="Also export what drafting tokens and taking them back needs.")] = (
+        False
+    ),
 ) -> None:
     """Trace a checkpoint to one ONNX graph for prefill and decode."""
     started = time.perf_counter()
@@ -161,6 +164,7 @@ def onnx(
         "head_bits": head_bits,
         "cache_dtype": cache_dtype,
         "state_dtype": state_dtype,
+        "speculation": speculation,
     }
     storage = msgspec.convert(choices, Storage)
     with bytes_written("weights") as progress:

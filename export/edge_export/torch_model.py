@@ -7,6 +7,7 @@ While ``torch.export`` traces, the operators emit their ONNX nodes (``onnx_ops``
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_export import onnx_ops, torch_ops
-from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, MlpSpec, ModelConfig, MoeSpec, RopeSpec
+from edge_sdk.model import (
+    AttentionSpec,
+    LayerSpec,
+    Mamba2Spec,
+    MlpSpec,
+    ModelConfig,
+    MoeSpec,
+    MtpSpec,
+    RopeSpec,
+    TensorSpec,
+    state_specs,
+)
 
 States = tuple[Tensor, ...]
 """In the order of ``ModelConfig.past_specs``; a mixer gets its own, or none: then it starts from nothing."""
@@ -249,8 +261,30 @@ class Layer(nn.Module):
         return x + mixed, states
 
 
+class MtpHead(nn.Module):
+    """Drafts: from a position's hidden state and the next token to the hidden state that tells the token after it.
+
+    DeepSeek-V3's multi-token prediction (arXiv 2412.19437, section 2.2), its two halves joined as Nemotron 3 joins
+    them: embedding first. Embeddings and output projection are the model's.
+    """
+
+    def __init__(self, spec: MtpSpec, hidden: int, eps: float) -> None:
+        super().__init__()
+        self.enorm, self.hnorm = RMSNorm(hidden, eps), RMSNorm(hidden, eps)
+        self.eh_proj = nn.Linear(2 * hidden, hidden, bias=False)
+        self.layers = nn.ModuleList(Layer(layer, hidden, eps) for layer in spec.layers)
+        self.final_layernorm = RMSNorm(hidden, eps)
+
+    def join(self, hidden_states: Tensor, embedded: Tensor) -> Tensor:
+        """The residual stream that enters the layers; it and both inputs are (batch, length, hidden)."""
+        return self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(hidden_states)], dim=-1))
+
+
 class HybridLM(nn.Module):
-    """The whole model: ``model(input_ids)`` for whole sequences, :meth:`step` from state to state."""
+    """The whole model: ``model(input_ids)`` for whole sequences, :meth:`step` from state to state.
+
+    Training leaves the drafting head as it is; only :meth:`draft` runs it.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -261,6 +295,8 @@ class HybridLM(nn.Module):
         self.lm_head = nn.Linear(config.hidden, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embeddings.weight
+        if config.mtp is not None:
+            self.mtp = MtpHead(config.mtp, config.hidden, config.norm_eps)
 
     def reset_parameters(self, seed: int) -> None:
         """Random weights for training from scratch: normal, scaled down for the layers' outputs."""
@@ -277,10 +313,18 @@ class HybridLM(nn.Module):
 
     def empty_states(self, batch: int, capacity: int) -> States:
         """The states before the first token, with caches of ``capacity`` positions."""
+        return self._zeros(self.config.past_specs(), batch, capacity)
+
+    def empty_draft_states(self, batch: int, capacity: int) -> States:
+        """The drafting head's caches before the first token."""
+        assert self.config.mtp is not None
+        return self._zeros(state_specs("past_key_values", self.config.mtp.layers, self.config), batch, capacity)
+
+    def _zeros(self, specs: Sequence[TensorSpec], batch: int, capacity: int) -> States:
         device = self.embeddings.weight.device
         return tuple(
             torch.zeros(spec.sized(batch=batch, capacity=capacity), dtype=getattr(torch, spec.dtype), device=device)
-            for spec in self.config.past_specs()
+            for spec in specs
         )
 
     def forward(self, input_ids: Tensor) -> Tensor:
@@ -297,10 +341,44 @@ class HybridLM(nn.Module):
 
         Returns the logits (batch, kept, vocab) of the block's positions logit_positions (kept), and the new states.
         """
-        x, present, taken = self.embeddings(input_ids), [], 0
-        for spec, layer in zip(self.config.layers, self.layers):
+        x, present = self._run(self.config.layers, self.layers, self.embeddings(input_ids), past_length, states)
+        return self.lm_head(self.norm_f(x.index_select(1, logit_positions))), present
+
+    def step_with_hidden(
+        self, input_ids: Tensor, past_length: Tensor, logit_positions: Tensor, states: States
+    ) -> tuple[Tensor, Tensor, States]:
+        """:meth:`step`, and between logits and states what the drafting head reads.
+
+        These are the hidden states (batch, length, hidden) of all positions after the final norm.
+        """
+        x, present = self._run(self.config.layers, self.layers, self.embeddings(input_ids), past_length, states)
+        hidden = self.norm_f(x)
+        return self.lm_head(hidden.index_select(1, logit_positions)), hidden, present
+
+    def draft(
+        self, hidden_states: Tensor, input_ids: Tensor, past_length: Tensor, logit_positions: Tensor, states: States
+    ) -> tuple[Tensor, Tensor, States]:
+        """One step of the drafting head over positions with hidden_states (batch, length, hidden).
+
+        input_ids (batch, length) are the tokens after these positions, past_length (batch) the positions that the
+        head's own states hold. Returns for the positions logit_positions (kept) the logits (batch, kept, vocab) of
+        the tokens after those, and the hidden states (batch, kept, hidden) to draft on from; and the new states.
+        """
+        assert self.config.mtp is not None
+        x = self.mtp.join(hidden_states, self.embeddings(input_ids))
+        x, present = self._run(self.config.mtp.layers, self.mtp.layers, x, past_length, states)
+        hidden = self.mtp.final_layernorm(x.index_select(1, logit_positions))
+        return self.lm_head(hidden), hidden, present
+
+    def _run(
+        self, specs: Sequence[LayerSpec], layers: nn.ModuleList, x: Tensor, past_length: Tensor, states: States
+    ) -> tuple[Tensor, States]:
+        """The residual stream x (batch, length, hidden) through layers, and their new states."""
+        present: list[Tensor] = []
+        taken = 0
+        for spec, layer in zip(specs, layers):
             count = len(spec.states(self.config))
             x, new = layer(x, past_length, states[taken : taken + count])
             present.extend(new)
             taken += count
-        return self.lm_head(self.norm_f(x.index_select(1, logit_positions))), tuple(present)
+        return x, tuple(present)

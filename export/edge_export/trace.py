@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,13 @@ from onnxscript import optimizer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edge_export.quantize import INT4_SUFFIX, Convert, convert
+from edge_export.rollback import add_projections
 from edge_export.torch_model import HybridLM, States
 from edge_plugins import DOMAIN, OPERATORS, OPSET_VERSION
 from edge_plugins.operator import STANDARD_OPSET
 from edge_sdk.errors import CheckpointError, explain
 from edge_sdk.model import ModelConfig, TensorSpec
+from edge_sdk.speculation import DRAFT, GraphSpec, extra_graphs
 
 IR_VERSION = 10
 
@@ -35,26 +37,74 @@ class _Graph(torch.nn.Module):
     def forward(
         self, input_ids: torch.Tensor, past_length: torch.Tensor, logit_positions: torch.Tensor, states: States
     ) -> tuple[torch.Tensor, ...]:
-        logits, present = self.model.step(input_ids, past_length, logit_positions, states)
+        inputs = (input_ids, past_length, logit_positions, states)
+        if self.model.config.speculation and self.model.config.mtp is not None:
+            logits, hidden, present = self.model.step_with_hidden(*inputs)
+            return (logits, *present, hidden)
+        logits, present = self.model.step(*inputs)
         return (logits, *present)
 
 
-def trace(config: ModelConfig, make: Convert, describe: Callable[[ModelConfig], ModelConfig]) -> onnx_ir.Model:
+class _DraftGraph(torch.nn.Module):
+    """The model's drafting head alone."""
+
+    def __init__(self, model: HybridLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        input_ids: torch.Tensor,
+        past_length: torch.Tensor,
+        logit_positions: torch.Tensor,
+        states: States,
+    ) -> tuple[torch.Tensor, ...]:
+        logits, hidden, present = self.model.draft(hidden_states, input_ids, past_length, logit_positions, states)
+        return (logits, hidden, *present)
+
+
+Describe = Callable[[ModelConfig], ModelConfig]
+"""From a checkpoint's model to the stored one."""
+
+
+def trace(config: ModelConfig, make: Convert, describe: Describe) -> onnx_ir.Model:
     """One graph for prefill and decode of a model whose leaves ``make`` converts; its weights are names and shapes.
 
     Nothing is computed and no weight exists: tensors are fake. batch, length, capacity and kept are dynamic.
     """
+    stored = describe(config)
+    projected = stored.projected_specs("kept") if stored.speculation else ()
+    outputs = tuple(spec for spec in stored.outputs() if spec not in projected)
+    graph = _traced(config, make, describe, _Graph, GraphSpec(stored.inputs(), outputs))
+    if projected:
+        add_projections(graph, stored)
+    return graph
+
+
+def trace_draft(config: ModelConfig, make: Convert, describe: Describe) -> onnx_ir.Model:
+    """The drafting head of a model as :func:`trace` has the model; the weights that both read have the same names."""
+    return _traced(config, make, describe, _DraftGraph, extra_graphs(describe(config))[DRAFT])
+
+
+def _traced(
+    config: ModelConfig,
+    make: Convert,
+    describe: Describe,
+    graph: Callable[[HybridLM], torch.nn.Module],
+    spec: GraphSpec,
+) -> onnx_ir.Model:
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         model = convert(HybridLM(config), make).eval()
         model.config = describe(config)
-        inputs, dynamic = _example(model.config)
+        inputs, dynamic = _example(spec.inputs)
         program = torch.onnx.export(
-            _Graph(model),
+            graph(model),
             inputs,
-            input_names=[spec.name for spec in model.config.inputs()],
-            output_names=[spec.name for spec in model.config.outputs()],
+            input_names=[tensor.name for tensor in spec.inputs],
+            output_names=[tensor.name for tensor in spec.outputs],
             dynamic_shapes=dynamic,
             opset_version=STANDARD_OPSET,
             dynamo=True,
@@ -77,16 +127,16 @@ def _optimize(model: onnx_ir.Model) -> None:
         value.const_value = value.const_value or weights[name]
 
 
-def save_graph(model: onnx_ir.Model, config: ModelConfig, path: Path, notes: Mapping[str, str]) -> None:
+def save_graph(model: onnx_ir.Model, spec: GraphSpec, path: Path, notes: Mapping[str, str]) -> None:
     """Writes a graph whose weights stand in a file already; ``notes`` become its metadata. onnx.checker checks it."""
     proto = onnx_ir.to_proto(model)
-    _finish(proto, config)
+    _finish(proto, spec)
     onnx.helper.set_model_props(proto, dict(notes))
     path.write_bytes(proto.SerializeToString())
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def _example(config: ModelConfig) -> tuple[tuple[object, ...], tuple[object, ...]]:
+def _example(specs: Sequence[TensorSpec]) -> tuple[tuple[object, ...], tuple[object, ...]]:
     """Inputs to trace with, and which of their axes are dynamic."""
     names = {name: torch.export.Dim(name, min=1, max=2**20) for name in ("batch", "length", "capacity")}
     names["kept"] = torch.export.Dim("kept", min=0, max=2**20)
@@ -95,16 +145,15 @@ def _example(config: ModelConfig) -> tuple[tuple[object, ...], tuple[object, ...
     def axes(spec: TensorSpec) -> dict[int, object]:
         return {axis: names[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
 
-    specs = config.inputs()
     zeros = [torch.zeros(spec.sized(**sizes), dtype=getattr(torch, spec.dtype)) for spec in specs]
-    count = len(specs) - len(config.past_specs())
+    count = sum(not spec.name.startswith("past_key_values.") for spec in specs)
     return (*zeros[:count], tuple(zeros[count:])), (
         *(axes(spec) for spec in specs[:count]),
         tuple(axes(spec) for spec in specs[count:]),
     )
 
 
-def _finish(proto: ModelProto, config: ModelConfig) -> None:
+def _finish(proto: ModelProto, spec: GraphSpec) -> None:
     """Adds the functions and opset, types int4 weights as such and names the dynamic axes as we do."""
     variants: dict[str, set[str]] = {}
     for node in proto.graph.node:
@@ -125,8 +174,8 @@ def _finish(proto: ModelProto, config: ModelConfig) -> None:
     proto.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items())
     proto.ir_version = IR_VERSION
     del proto.graph.value_info[:]
-    for values, specs in ((proto.graph.input, config.inputs()), (proto.graph.output, config.outputs())):
-        for value, spec in zip(values, specs):
-            assert value.name == spec.name
-            element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
-            value.CopyFrom(onnx.helper.make_tensor_value_info(spec.name, element, spec.shape))
+    for values, tensors in ((proto.graph.input, spec.inputs), (proto.graph.output, spec.outputs)):
+        for value, tensor in zip(values, tensors):
+            assert value.name == tensor.name
+            element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+            value.CopyFrom(onnx.helper.make_tensor_value_info(tensor.name, element, tensor.shape))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import onnx_ir
 import torch
@@ -70,38 +70,46 @@ def _convert_leaf(source: Checkpoint, make: Convert, name: str, module: nn.Modul
 
 @dataclass(frozen=True)
 class Place:
-    """Where an initializer's bytes stand in the file."""
+    """Where the bytes of an initializer, one in all graphs that read it, stand in the file."""
 
-    value: onnx_ir.Value
+    values: list[onnx_ir.Value]
     dtype: torch.dtype
     shape: tuple[int, ...]
     offset: int
     length: int
 
+    @property
+    def name(self) -> str:
+        """The initializer's name in the model."""
+        return str(self.values[0].name).removeprefix(PREFIX)
+
     def write(self, file: BinaryIO, tensor: Tensor) -> None:
         """Writes a tensor in the initializer's type."""
         if tuple(tensor.shape) != self.shape:
-            raise AssertionError(f"{self.value.name}: {tuple(tensor.shape)} instead of {self.shape}")
+            raise AssertionError(f"{self.name}: {tuple(tensor.shape)} instead of {self.shape}")
         file.seek(self.offset)
         file.write(tensor.to(self.dtype).contiguous().flatten().view(torch.uint8).numpy().data)
 
     def point(self, path: Path) -> None:
-        """Makes the initializer stand for these bytes of ``path``."""
-        name, dtype, shape = str(self.value.name), self.value.dtype, self.value.shape
-        assert dtype is not None
-        assert isinstance(shape, onnx_ir.Shape)
-        self.value.const_value = onnx_ir.ExternalTensor(
-            path.name, self.offset, self.length, dtype, shape=shape, name=name, base_dir=path.parent
-        )
+        """Makes the initializers stand for these bytes of ``path``."""
+        for value in self.values:
+            dtype, shape = value.dtype, value.shape
+            assert dtype is not None
+            assert isinstance(shape, onnx_ir.Shape)
+            value.const_value = onnx_ir.ExternalTensor(
+                path.name, self.offset, self.length, dtype, shape=shape, name=str(value.name), base_dir=path.parent
+            )
 
 
-def write_weights(graph: onnx_ir.Model, leaves: Mapping[str, Leaf], path: Path, progress: Progress = silent) -> None:
-    """Writes what the graph's initializers are to hold to ``path``, and points them there.
+def write_weights(
+    graphs: Sequence[onnx_ir.Model], leaves: Mapping[str, Leaf], path: Path, progress: Progress = silent
+) -> None:
+    """Writes what the graphs' initializers are to hold to ``path``, and points them there; of one name, once.
 
     What ``<path>.done`` notes as written by an interrupted call is not written again. Raises OSError if the disk has
     no room for all of it, and CheckpointError for an initializer that no leaf fills.
     """
-    places = _lay_out(graph, leaves)
+    places = _lay_out(graphs, leaves)
     all_places = [place for of_leaf in places.values() for place in of_leaf]
     size = max((place.offset + place.length for place in all_places), default=0)
     total = sum(place.length for place in all_places)
@@ -130,7 +138,7 @@ def write_weights(graph: onnx_ir.Model, leaves: Mapping[str, Leaf], path: Path, 
 
 def _write_leaf(file: BinaryIO, places: Sequence[Place], tensors: Mapping[str, Tensor]) -> None:
     for place in places:
-        place.write(file, tensors[str(place.value.name).removeprefix(PREFIX)])
+        place.write(file, tensors[place.name])
 
 
 def _make_sure(file: BinaryIO, notes: TextIO, names: list[str]) -> None:
@@ -142,25 +150,33 @@ def _make_sure(file: BinaryIO, notes: TextIO, names: list[str]) -> None:
     os.fsync(notes.fileno())
 
 
-def _lay_out(graph: onnx_ir.Model, leaves: Mapping[str, Leaf]) -> dict[str, list[Place]]:
+def _lay_out(graphs: Sequence[onnx_ir.Model], leaves: Mapping[str, Leaf]) -> dict[str, list[Place]]:
     """The initializers that have no values yet, by their leaf, one behind the other in the file."""
     places: dict[str, list[Place]] = {}
     offset = 0
-    for value in graph.graph.initializers.values():
-        fake = getattr(value.const_value, "raw", None)
-        if not isinstance(fake, FakeTensor):
-            continue
-        leaf = str(value.name).removeprefix(PREFIX)
+    for values in _without_bytes(graphs).values():
+        fake = values[0].const_value.raw
+        leaf = str(values[0].name).removeprefix(PREFIX)
         while leaf and leaf not in leaves:
             leaf = leaf.rpartition(".")[0]
         if not leaf:
             raise CheckpointError(
-                explain(f"The graph's {value.name}", expected="a weight", found="none", todo="Report this.")
+                explain(f"The graph's {values[0].name}", expected="a weight", found="none", todo="Report this.")
             )
         length = fake.numel() * fake.element_size()
-        places.setdefault(leaf, []).append(Place(value, fake.dtype, tuple(map(int, fake.shape)), offset, length))
+        places.setdefault(leaf, []).append(Place(values, fake.dtype, tuple(map(int, fake.shape)), offset, length))
         offset = -(-(offset + length) // ALIGNMENT) * ALIGNMENT
     return places
+
+
+def _without_bytes(graphs: Sequence[onnx_ir.Model]) -> dict[str, list[Any]]:
+    """The graphs' weights by name; graphs of one model call a weight alike."""
+    found: dict[str, list[Any]] = {}
+    for graph in graphs:
+        for value in graph.graph.initializers.values():
+            if isinstance(getattr(value.const_value, "raw", None), FakeTensor):
+                found.setdefault(str(value.name), []).append(value)
+    return found
 
 
 def _require_room(path: Path, total: int) -> None:

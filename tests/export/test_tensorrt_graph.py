@@ -67,6 +67,14 @@ def run(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
     return dict(zip((output.name for output in session.get_outputs()), session.run(None, feeds)))
 
 
+def test_outputs_for_speculation_are_left_out(tiny_bundle: TinyBundle, tmp_path: Path) -> None:
+    bundle = tiny_bundle("drafting-head", Storage(cache_dtype="float32", speculation=True))
+    proto, _ = written(bundle, tmp_path / "graph", "float16", OPERATORS)
+    names = [NEXT_TOKEN, "logits", *(spec.name for spec in bundle.manifest.model.present_specs())]
+    assert sorted(value.name for value in proto.graph.output) == sorted(names)
+    assert not any(name.endswith(".projected") for node in proto.graph.node for name in node.output)
+
+
 def assert_same(bundle: Bundle, path: Path, precision: str) -> None:
     expected, found = run(bundle.file("model.onnx"), bundle), run(path, bundle)
     assert set(found) == set(expected) | {NEXT_TOKEN}

@@ -45,6 +45,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "tied": {"tie_word_embeddings": True},
     "only-mamba": {"layers_block_type": ["linear_attention", "mlp", "linear_attention"]},
     "no-experts": {"layers_block_type": ["linear_attention", "mlp", "full_attention"]},
+    "drafting-head": {"num_nextn_predict_layers": 1, "mtp_hybrid_override_pattern": "*E", "moe_latent_size": 32},
+    "dense-drafting-head": {
+        "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention"],
+        "num_nextn_predict_layers": 1,
+        "mtp_layers_block_type": ["attention", "mlp"],
+        "num_key_value_heads": 1,
+    },
 }
 
 

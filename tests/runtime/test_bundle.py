@@ -45,6 +45,15 @@ def test_a_whole_bundle_opens(scan_bundle: Path) -> None:
     assert bundle.total_bytes() == sum(bundle.file(name).stat().st_size for name in bundle.manifest.files)
 
 
+def test_a_bundle_from_before_speculation_opens(copy: Path) -> None:
+    def without(manifest: dict[str, Any]) -> None:
+        del manifest["graphs"], manifest["model"]["mtp"], manifest["model"]["speculation"]
+
+    expected = Bundle.open(copy).manifest
+    edit_manifest(copy, without)
+    assert Bundle.open(copy).manifest == expected
+
+
 @pytest.mark.parametrize("name", [*REQUIRED_FILES, MANIFEST])
 def test_a_missing_file_is_refused(copy: Path, name: str) -> None:
     (copy / name).unlink()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import msgspec
 
 from edge_export.families import common
 from edge_export.tensors import TensorMap
 from edge_sdk.errors import CheckpointError, explain
-from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, MlpSpec, ModelConfig, MoeSpec
+from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, MlpSpec, ModelConfig, MoeSpec, MtpSpec
 
 KINDS = {"M": "mamba2", "*": "attention", "-": "mlp", "E": "moe"}
 LAYER_TYPES = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
@@ -38,8 +41,18 @@ FIXED = {
 }
 """Settings that must have this value where they are given: others change the model in ways not implemented."""
 
-IGNORED_PREFIXES = ("mtp.",)
-"""Tensors of the multi-token prediction head, which the graph does not hold."""
+MTP_PREFIX = "mtp."
+"""Begins the tensors of the head for multi-token prediction, which a checkpoint may lack."""
+
+OTHER_MTP = (
+    "mtp_use_rope",
+    "mtp_bottleneck_hidden_size",
+    "mtp_use_bottleneck_lm_head",
+    "mtp_naive_parallel_enabled",
+)
+"""Settings of other heads, which variants of vLLM's nemotron_h_mtp.py know."""
+
+log = logging.getLogger("edge_export")
 
 OTHER_PREFIXES = {"model.": "backbone."}
 """transformers' own files say the one where NVIDIA's say the other."""
@@ -57,14 +70,15 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
         norm_eps=config.get("layer_norm_epsilon", 1e-5),
         tie_embeddings=config.get("tie_word_embeddings", False),
         max_length=config.get("max_position_embeddings", 4096),
+        mtp=_mtp(config),
         **common.special_tokens(config),
     )
 
 
-def _pattern(config: dict[str, Any]) -> str:
-    types = config.get("layers_block_type")
+def _pattern(config: dict[str, Any], types_key: str = "layers_block_type", key: str = "hybrid_override_pattern") -> str:
+    types = config.get(types_key)
     if types is None:
-        pattern = str(common.get(config, "hybrid_override_pattern"))
+        pattern = str(common.get(config, key))
         unknown = set(pattern) - set(KINDS)
     else:
         pattern = "".join(LETTERS.get(name, "?") for name in types)
@@ -74,6 +88,21 @@ def _pattern(config: dict[str, Any]) -> str:
             explain("The layer pattern", expected="M, *, - and E", found=sorted(unknown), todo="Not supported.")
         )
     return pattern
+
+
+def _mtp(config: dict[str, Any]) -> MtpSpec | None:
+    """The head for multi-token prediction; one that is not implemented is left out, since no answer depends on it."""
+    count = config.get("num_nextn_predict_layers") or 0
+    if not count:
+        return None
+    config = {"mtp_hybrid_override_pattern": "*E"} | config  # the default of every implementation
+    pattern = _pattern(config, "mtp_layers_block_type", "mtp_hybrid_override_pattern")
+    other = [key for key in OTHER_MTP if config.get(key)]
+    if count > 1 or "M" in pattern or other:
+        found = f"{count} heads of layers {pattern}" + "".join(f", {key}" for key in other)
+        log.warning("the drafting heads are left out: expected one head without Mamba layers, found %s", found)
+        return None
+    return MtpSpec(layers=tuple(_layer(config, letter) for letter in pattern))
 
 
 def _layer(config: dict[str, Any], letter: str) -> LayerSpec:
@@ -111,14 +140,23 @@ def _layer(config: dict[str, Any], letter: str) -> LayerSpec:
 def format_config(config: ModelConfig) -> dict[str, Any]:
     """The config.json of a ModelConfig whose layers of one kind are all alike, as the format requires."""
     raw: dict[str, Any] = common.format_base(config, "NemotronHForCausalLM") | {
-        "layers_block_type": [LAYER_TYPES[letter] for letter in config.pattern],
+        "layers_block_type": _types(config.layers),
         "layer_norm_epsilon": config.norm_eps,
         "max_position_embeddings": config.max_length,
     }
+    head = () if config.mtp is None else config.mtp.layers
+    if head:
+        raw |= {"num_nextn_predict_layers": 1, "mtp_layers_block_type": _types(head)}
+    every_layer = msgspec.structs.replace(config, layers=(*config.layers, *head))
     for kind in (Mamba2Spec, AttentionSpec, MlpSpec, MoeSpec):
-        if spec := common.the_one(config, kind):
+        if spec := common.the_one(every_layer, kind):
             raw |= _format_layer(spec)
     return raw
+
+
+def _types(layers: Sequence[LayerSpec]) -> list[str]:
+    names = {kind: LAYER_TYPES[letter] for letter, kind in KINDS.items()}
+    return [names[spec.kind] for spec in layers]
 
 
 def _format_layer(spec: LayerSpec) -> dict[str, Any]:
@@ -159,12 +197,21 @@ def _format_layer(spec: LayerSpec) -> dict[str, Any]:
 def tensor_maps(config: ModelConfig) -> Iterator[TensorMap]:
     """Which tensors of the checkpoint make each of ours (the names of ``torch_model.HybridLM``)."""
     yield TensorMap("embeddings.weight", ("backbone.embeddings.weight",))
-    for index, spec in enumerate(config.layers):
-        yield TensorMap(f"layers.{index}.norm.weight", (f"backbone.layers.{index}.norm.weight",))
-        yield from _mixer_maps(f"layers.{index}.mixer", f"backbone.layers.{index}.mixer", spec)
+    yield from _layer_maps("layers", "backbone.layers", config.layers)
     yield TensorMap("norm_f.weight", ("backbone.norm_f.weight",))
     if not config.tie_embeddings:
         yield TensorMap("lm_head.weight", ("lm_head.weight",))
+    if config.mtp is not None:
+        first, last = "mtp.layers.0", f"mtp.layers.{len(config.mtp.layers) - 1}"
+        yield from common.same("mtp", first, ["enorm.weight", "hnorm.weight", "eh_proj.weight"])
+        yield from _layer_maps("mtp.layers", "mtp.layers", config.mtp.layers)
+        yield from common.same("mtp", last, ["final_layernorm.weight"])
+
+
+def _layer_maps(ours: str, theirs: str, layers: Sequence[LayerSpec]) -> Iterator[TensorMap]:
+    for index, spec in enumerate(layers):
+        yield from common.same(f"{ours}.{index}", f"{theirs}.{index}", ["norm.weight"])
+        yield from _mixer_maps(f"{ours}.{index}.mixer", f"{theirs}.{index}.mixer", spec)
 
 
 def _mixer_maps(ours: str, theirs: str, spec: LayerSpec) -> Iterator[TensorMap]:

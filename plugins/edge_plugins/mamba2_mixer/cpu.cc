@@ -1,13 +1,20 @@
-// edge::Mamba2Mixer on the CPU: one token is one pass over the state, head by head; several are chunks (group_scan.h).
+// edge::Mamba2Mixer on the CPU: few tokens are one pass over the state, head by head; many are chunks (group_scan.h).
 #include "group_scan.h"
 
 namespace edge::EDGE_ISA {
 namespace {
 
 constexpr int64_t kWorthATask = 8;       // prefill makes at least so many tasks where there are enough heads
-constexpr int64_t kStepBytes = 1 << 17;  // of state that a task of a single step moves
+constexpr int64_t kStepBytes = 1 << 17;  // of state that a task of single steps moves
+constexpr int64_t kFewTokens = 8;        // drafts to verify, for instance: one after another, while the state is cached
 
-// ---- One token ----
+// ---- Few tokens ----
+
+// The arguments for position t of several, whose states go on from where the position before left them.
+Mamba2MixerArgs from_position(Mamba2MixerArgs a, int64_t t) {
+  if (t > 0) a.past_conv = a.present_conv, a.past_ssm = a.present_ssm;
+  return a;
+}
 
 // A channel's convolution for one token, and its state moved on. kPast is 0 where the compiler does not know it.
 template <int64_t kPast>
@@ -89,18 +96,20 @@ void scan_head(const Mamba2MixerArgs& a, const HeadStep& head, float* y) {
   scan_step<Type::kBfloat16>(a, head, y);
 }
 
-// Everything but the norm for heads [first, last) of one row; b and c are (groups, state).
-void step_heads(const Mamba2MixerArgs& a, int64_t batch, int64_t first, int64_t last, const float* b, const float* c) {
+// Everything but the norm for heads [first, last) of one position, whose states `a` says; b and c are (groups, state).
+void step_heads(const Mamba2MixerArgs& a, int64_t batch, int64_t t, int64_t first, int64_t last, const float* b,
+                const float* c) {
   const Sizes s(a);
   Frame frame;
-  const float* row = a.proj + (batch * s.proj_dim);
+  const int64_t position = (batch * a.length) + t;
+  const float* row = a.proj + (position * s.proj_dim);
   const int64_t channel = first * a.head_dim, count = (last - first) * a.head_dim;
   auto* x = frame.take<float>(count);
   auto* gate = frame.take<float>(count);
   convolve_step(a, batch, channel, count, row + s.inner + channel, x);
   std::copy_n(row + channel, count, gate);
   silu_in_place(gate, count);
-  float* y = a.y + (batch * s.inner) + channel;
+  float* y = a.y + (position * s.inner) + channel;
   for (int64_t h = first; h < last; ++h) {
     const float dt = time_step(a, row, h);
     const int64_t at = (h - first) * a.head_dim, shared = h / s.group_heads * a.state;
@@ -110,24 +119,28 @@ void step_heads(const Mamba2MixerArgs& a, int64_t batch, int64_t first, int64_t 
   }
 }
 
-void step(const Mamba2MixerArgs& a, const Parallel& parallel) {
+void steps(const Mamba2MixerArgs& a, const Parallel& parallel) {
   const Sizes s(a);
   Frame frame;
-  auto* bc = frame.take<float>(a.batch * 2 * s.bc);
-  for (int64_t batch = 0; batch < a.batch; ++batch) {
-    const float* x = a.proj + (batch * s.proj_dim) + (2 * s.inner);
-    convolve_step(a, batch, s.inner, 2 * s.bc, x, bc + (batch * 2 * s.bc));
+  const int64_t positions = a.batch * a.length;
+  auto* bc = frame.take<float>(positions * 2 * s.bc);
+  for (int64_t position = 0; position < positions; ++position) {
+    const float* x = a.proj + (position * s.proj_dim) + (2 * s.inner);
+    const int64_t batch = position / a.length, t = position % a.length;
+    convolve_step(from_position(a, t), batch, s.inner, 2 * s.bc, x, bc + (position * 2 * s.bc));
   }
   const int64_t head_bytes = a.head_dim * a.state * static_cast<int64_t>(size_of(a.ssm_type));
   const int64_t together = std::clamp<int64_t>(kStepBytes / head_bytes, 1, a.heads);
   const int64_t tasks = (a.heads + together - 1) / together;
   parallel(static_cast<size_t>(a.batch * tasks), [&](size_t index) {
     const int64_t batch = static_cast<int64_t>(index) / tasks, first = static_cast<int64_t>(index) % tasks * together;
-    const float* b = bc + (batch * 2 * s.bc);
-    step_heads(a, batch, first, std::min(first + together, a.heads), b, b + s.bc);
+    for (int64_t t = 0; t < a.length; ++t) {
+      const float* b = bc + (((batch * a.length) + t) * 2 * s.bc);
+      step_heads(from_position(a, t), batch, t, first, std::min(first + together, a.heads), b, b + s.bc);
+    }
   });
   const int64_t width = s.inner / a.groups;
-  for (int64_t g = 0; g < a.batch * a.groups; ++g) {
+  for (int64_t g = 0; g < positions * a.groups; ++g) {
     normalise(a, a.y + (g * width), a.norm_weight + (g % a.groups * width));
   }
 }
@@ -182,7 +195,9 @@ void keep_states(const Mamba2MixerArgs& a) {
 
 void mamba2_mixer(const Mamba2MixerArgs& args, const Parallel& parallel) {
   if (args.batch == 0 || args.length == 0) return keep_states(args);
-  if (args.length == 1) return step(args, parallel);
+  // A narrower state would be rounded after every position instead of once.
+  const bool few = args.length <= kFewTokens && args.ssm_type == Type::kFloat32;
+  if (few || args.length == 1) return steps(args, parallel);
   prefill(args, parallel);
 }
 

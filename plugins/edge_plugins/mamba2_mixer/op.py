@@ -235,7 +235,7 @@ STORED = {"float16": 2.0**-11 + 1e-4, "bfloat16": 2.0**-8 + 1e-4}
 
 
 def make_cases() -> list[Case]:
-    """Lengths around the chunk sizes and none, the published head and state sizes, groups, batches, limits, storage.
+    """Lengths around chunk sizes, few and none, the published head and state sizes, groups, batches, limits, storage.
 
     The long one has small time steps, as trained models do. With large ones the function body, for which it is one
     block, would sum rates up to thousands and be off by their float32 spacing (7.5e-5 of y's maximum seen).
@@ -244,6 +244,8 @@ def make_cases() -> list[Case]:
         make_case("step", length=1),
         make_case("two", length=2, batch=3),
         make_case("nothing", length=0, batch=2),
+        make_case("few", length=8, batch=2),
+        make_case("few-and-one", length=9),
         make_case("odd", length=127, groups=1),
         make_case("block", length=128),
         make_case("block-and-one", length=129, groups=4, batch=3, head_dim=8),

@@ -1,0 +1,64 @@
+"""The graphs beside model.onnx that speculative decoding needs, as they follow from the model (docs/speculation.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from edge_sdk.model import Mamba2Spec, ModelConfig, MtpSpec, TensorSpec, state_specs
+
+ROLLBACK = "rollback.onnx"
+"""The Mamba-2 scans alone, which make the states after those drafted tokens that were right."""
+
+DRAFT = "draft.onnx"
+"""The model's own head for drafting tokens (MtpSpec)."""
+
+
+class GraphSpec(msgspec.Struct, frozen=True):
+    """What goes into a graph and comes out, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def extra_graphs(config: ModelConfig) -> dict[str, GraphSpec]:
+    """The graphs of a model besides model.onnx, by file name; their weights stand in the same external data."""
+    graphs: dict[str, GraphSpec] = {}
+    if config.speculation and any(isinstance(spec, Mamba2Spec) for spec in config.layers):
+        graphs[ROLLBACK] = rollback_spec(config)
+    if config.speculation and config.mtp is not None:
+        graphs[DRAFT] = draft_spec(config, config.mtp)
+    return graphs
+
+
+def rollback_spec(config: ModelConfig) -> GraphSpec:
+    """Scans' states before some positions, and the projections of these, to the states after them."""
+    return GraphSpec(
+        inputs=(*config.projected_specs("length"), *without_caches(config.past_specs())),
+        outputs=without_caches(config.present_specs()),
+    )
+
+
+def without_caches(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """The states that every token overwrites; of a cache, ``past_length`` says how much of it counts."""
+    return tuple(spec for spec in specs if "capacity" not in spec.shape)
+
+
+def draft_spec(config: ModelConfig, head: MtpSpec) -> GraphSpec:
+    """Hidden states of positions and the tokens that follow them, to the logits of the tokens after those.
+
+    The states are the head's own; its layers are counted from 0.
+    """
+    return GraphSpec(
+        inputs=(
+            TensorSpec("hidden_states", "float32", ("batch", "length", config.hidden)),
+            *config.inputs()[:3],  # input_ids, past_length, logit_positions
+            *state_specs("past_key_values", head.layers, config),
+        ),
+        outputs=(
+            TensorSpec("logits", "float32", ("batch", "kept", config.vocab_size)),
+            TensorSpec("next_hidden_states", "float32", ("batch", "kept", config.hidden)),
+            *state_specs("present", head.layers, config),
+        ),
+    )
