@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edge_plugins import missing_reason, native_library
-from edge_sdk.backends import FIRST_CAPACITY, Engine, States, Wanted, capacity_for
+from edge_sdk.backends import FIRST_CAPACITY, Engine, Snapshot, States, Wanted, capacity_for, used
 from edge_sdk.backends.ort_device import DeviceBuffers, HostBuffers, check_providers, providers_for
 from edge_sdk.bundle import ENGINES, GRAPH, WEIGHTS, Bundle
 from edge_sdk.errors import BackendError, explain
@@ -39,33 +39,37 @@ class OrtStates(States):
         capacity: int,
         sets: int,
         place: HostBuffers | DeviceBuffers,
-        arrays: list[np.ndarray] | None = None,
+        content: Sequence[np.ndarray] = (),
+        past_length: np.ndarray | int = 0,
     ) -> None:
-        """``arrays``: the content; zeros if None."""
+        """``content``: the states, their caches as long as ``past_length`` says; zeros where there is none."""
         super().__init__(batch, capacity)
+        self.past_length[:] = past_length
         self.specs, self.place = specs, place
         self.call: _Call | None = None
         """The last step's bindings, for the next step of the same shape."""
-        self._set(self._zeros() if arrays is None else arrays, sets)
+        self._make(content, sets)
+
+    def _make(self, content: Sequence[np.ndarray], sets: int) -> None:
+        new = self._zeros()
+        for array, part in zip(used(self.specs, new, int(self.past_length.max())), content):
+            array[...] = part
+        self.sets = [self.place.put(new), *(self.place.put(self._zeros()) for _ in range(sets - 1))]
+        self.turn = 0
+        """The set that holds the states now."""
 
     def _zeros(self) -> list[np.ndarray]:
         sizes = {"batch": len(self.past_length), "capacity": self.capacity}
         return _zeros([(spec.sized(**sizes), np.dtype(spec.dtype)) for spec in self.specs])
 
+    def _content(self) -> list[np.ndarray]:
+        return used(self.specs, self.place.arrays(self.sets[self.turn]), int(self.past_length.max()))
+
     def grow(self, capacity: int) -> None:
         """Moves everything into larger buffers."""
+        content = self._content()
         self.capacity, self.call = capacity, None
-        old, new = self.place.arrays(self.sets[self.turn]), self._zeros()
-        used = int(self.past_length.max())
-        for spec, before, after in zip(self.specs, old, new):
-            kept = slice(None) if "capacity" not in spec.shape else (slice(None), slice(None), slice(used))
-            after[kept] = before[kept]
-        self._set(new, len(self.sets))
-
-    def _set(self, arrays: list[np.ndarray], sets: int) -> None:
-        self.sets = [self.place.put(arrays), *(self.place.put(self._zeros()) for _ in range(sets - 1))]
-        self.turn = 0
-        """The set that holds the states now."""
+        self._make(content, len(self.sets))
 
     def advance(self, length: int) -> None:
         """Notes that ``length`` positions were added to every row."""
@@ -74,12 +78,13 @@ class OrtStates(States):
 
     def copy(self) -> OrtStates:
         """Another memory with the same content."""
-        arrays = self._zeros()
-        for mine, theirs in zip(self.place.arrays(self.sets[self.turn]), arrays):
-            theirs[...] = mine
-        other = OrtStates(self.specs, len(self.past_length), self.capacity, len(self.sets), self.place, arrays)
-        other.past_length[:] = self.past_length
-        return other
+        sizes = (len(self.past_length), self.capacity, len(self.sets))
+        return OrtStates(self.specs, *sizes, self.place, self._content(), self.past_length)
+
+    def snapshot(self) -> Snapshot:
+        """See :meth:`edge_sdk.backends.States.snapshot`."""
+        (length,) = self.past_length
+        return Snapshot(int(length), tuple(np.array(array) for array in self._content()))
 
 
 def _zeros(arrays: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]) -> list[np.ndarray]:
@@ -188,7 +193,17 @@ class OrtEngine(Engine):
     def empty_states(self, batch: int) -> OrtStates:
         """Zeros. Kernels write the new states over the old ones; a function body may not write what it reads."""
         capacity = min(FIRST_CAPACITY, self.max_length)
-        return OrtStates(self.config.past_specs(), batch, capacity, 1 if self.native else 2, self.place)
+        return OrtStates(self.config.past_specs(), batch, capacity, self._sets, self.place)
+
+    def load_states(self, snapshot: Snapshot) -> OrtStates:
+        """See :meth:`edge_sdk.backends.Engine.load_states`."""
+        capacity = capacity_for(snapshot.length, min(FIRST_CAPACITY, self.max_length), self.max_length)
+        specs, content = self.config.past_specs(), snapshot.arrays
+        return OrtStates(specs, 1, capacity, self._sets, self.place, content, snapshot.length)
+
+    @property
+    def _sets(self) -> int:
+        return 1 if self.native else 2
 
     def step(self, input_ids: np.ndarray, states: States, logits: Wanted = "last") -> np.ndarray:
         """Feeds tokens (batch, length) int64; see :meth:`edge_sdk.backends.Engine.step`."""
