@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -13,6 +13,7 @@ import msgspec
 from edge_sdk.options import Options
 from edge_sdk.sampling import Choice, Sampler
 from edge_sdk.stops import StopTexts
+from edge_sdk.text import TextStream
 
 if TYPE_CHECKING:
     from edge_sdk.session import Session
@@ -70,6 +71,13 @@ class Stream(Iterator[Token], AsyncIterator[Token]):
         """Ends the answer after the step that runs now; may be called from any thread."""
         self._cancelled.set()
 
+    def close(self) -> None:
+        """Ends the answer where it is and gives its place to others; for the thread that iterates over it."""
+        self.cancel()
+        if not self._made.gi_running:  # else a step of it fails right now, and with it the iteration
+            self._made.close()
+        self.finish_reason = self.finish_reason or "cancelled"
+
     def result(self) -> Completion:
         """The whole answer, once it is there; makes what was not asked for yet."""
         for _ in self:
@@ -111,7 +119,7 @@ class Stream(Iterator[Token], AsyncIterator[Token]):
             return "deadline"
         return None
 
-    def _make(self) -> Iterator[Token]:
+    def _make(self) -> Generator[Token]:
         """The tokens; those whose text may begin a stop text are held back until that is decided."""
         stops, held, shown = StopTexts(self.options.stop), list[Token](), ""
         for index, (choice, text) in enumerate(self._choose()):
@@ -128,17 +136,21 @@ class Stream(Iterator[Token], AsyncIterator[Token]):
 
     def _choose(self) -> Iterator[tuple[Choice, str]]:
         """Chosen tokens and their texts, until the model, a limit or somebody ends the answer."""
-        session, codec = self._session, self._session.model.codec
-        config, decoder = session.model.config, codec.stream()
-        sampler = Sampler(self.options, session.everything, config.vocab_size)
+        session, decoder = self._session, self._session.model.codec.stream()
+        sampler = Sampler(self.options, session.everything, session.model.config.vocab_size)
         room = min(self.options.max_new_tokens, session.max_context - len(session.everything))
         session.begin_answer()
+        with session.model.steps.place(session.priority, self._interruption):
+            yield from self._choose_in_place(sampler, decoder, room)
+
+    def _choose_in_place(self, sampler: Sampler, decoder: TextStream, room: int) -> Iterator[tuple[Choice, str]]:
+        session, ends = self._session, self._session.model.config.eos_token_ids
         for _ in range(room):
             choice = session.next_choice(sampler, self._interruption)
             if choice is None:
                 self.finish_reason = self._interruption()
                 return
-            if choice.token_id in config.eos_token_ids:
+            if choice.token_id in ends:
                 self.finish_reason = "stop"
                 return
             self._times_s.append(time.monotonic())

@@ -21,6 +21,10 @@ class PromptError(EdgeError, ValueError):
     """A prompt cannot be run: empty, not text, or longer than the context."""
 
 
+class BusyError(EdgeError):
+    """Too many want answers at the same time."""
+
+
 class StateError(EdgeError):
     """A saved state is damaged, or belongs to another model."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,33 +15,47 @@ from edge_sdk.bundle import Bundle
 from edge_sdk.model import ModelConfig
 from edge_sdk.options import Options
 from edge_sdk.prefix_cache import DiskStore, PrefixCache
-from edge_sdk.session import Output, Prompt, Session
+from edge_sdk.scheduler import Direct, Scheduler
+from edge_sdk.session import Prompt, Session
 from edge_sdk.state_file import read_state, write_state
 from edge_sdk.text import TextCodec
 
 PREFIX_CACHE_BYTES = 256 << 20
 
+log = logging.getLogger("edge_sdk")
+
 
 class LanguageModel:
     """A loaded bundle; makes sessions."""
 
-    def __init__(self, bundle: Bundle, engine: Engine, prefixes: PrefixCache | None = None) -> None:
-        """``prefixes``: what is known of earlier prompts; None reads every prompt anew."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        prefixes: PrefixCache | None = None,
+        steps: Direct | Scheduler | None = None,
+    ) -> None:
+        """``prefixes``: what is known of earlier prompts; None reads every prompt anew.
+
+        ``steps``: who may use the engine next; None lets sessions take turns by step.
+        """
         self.bundle, self.engine, self.prefixes = bundle, engine, prefixes
+        self.steps = steps or Direct(engine)
         self.config: ModelConfig = bundle.manifest.model
         self.codec = TextCodec(bundle.path)
-        self._lock = threading.Lock()
-        """An engine makes one step at a time."""
 
-    def session(self, max_context: int | None = None) -> Session:
-        """A new conversation of at most ``max_context`` tokens, or as many as the model takes."""
-        return Session(self, max_context)
+    def session(self, max_context: int | None = None, *, priority: int = 0) -> Session:
+        """A new conversation of at most ``max_context`` tokens, or as many as the model takes.
 
-    def restore(self, path: str | Path, max_context: int | None = None) -> Session:
+        Of sessions that want a step at the same time the ones with the highest ``priority`` get it.
+        """
+        return Session(self, max_context, priority)
+
+    def restore(self, path: str | Path, max_context: int | None = None, *, priority: int = 0) -> Session:
         """The session that :meth:`Session.save` wrote. Raises StateError for a damaged file or another model's."""
         header, token_ids, snapshot = read_state(Path(path), self.bundle.model_id, self.config)
-        session = Session(self, max_context)
-        session.resume(token_ids, self.engine.load_states(snapshot), header.conversation)
+        session = Session(self, max_context, priority)
+        session.resume(token_ids, self.steps.load_states(snapshot), header.conversation)
         return session
 
     def generate(self, prompt: Prompt, options: Options | None = None, **changes: Any) -> Completion:
@@ -76,25 +90,16 @@ class LanguageModel:
         answers = [""] * len(prompts)
         for length, group in groups.items():
             budget = min(max_new_tokens, self.engine.max_length - length)
-            with self._lock:
+            with self.steps.exclusive():
                 rows = greedy_batch(self.engine, np.array([ids for _, ids in group]), budget, self.config.eos_token_ids)
             for (index, _), row in zip(group, rows):
                 answers[index] = self.codec.decode(row)
         return answers
 
-    def advance(self, token_ids: list[int], states: States, wanted: Output) -> Any:
-        """One step of the engine: the likeliest next token, the logits (vocab) float32, or nothing."""
-        ids = np.array([token_ids], dtype=np.int64)
-        with self._lock:
-            if wanted == "token":
-                return int(self.engine.next_tokens(ids, states)[0])
-            logits = self.engine.step(ids, states, "last" if wanted == "logits" else "none")
-            return logits[0, -1].copy() if wanted == "logits" else None
-
     def remember(self, token_ids: Sequence[int], states: States) -> None:
         """Keeps the states after these tokens for later prompts that begin with them."""
         if self.prefixes is not None and self.config.state_bytes(1, len(token_ids)) <= self.prefixes.max_bytes:
-            with self._lock:
+            with self.steps.exclusive():
                 snapshot = states.snapshot()
             self.prefixes.add(token_ids, snapshot)
 
@@ -132,12 +137,16 @@ def load(
     verify_hashes: bool = True,
     prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
     prefix_cache_folder: str | Path | None = None,
+    slots: int = 1,
+    waiting: int = 16,
 ) -> LanguageModel:
     """Opens and checks a bundle and prepares an engine for it.
 
     ``device``: ``auto``, ``cpu``, ``cuda`` or ``tensorrt``. ``threads``: of the engine, all cores if None.
     ``prefix_cache_bytes``: memory for the states after beginnings of prompts; 0 keeps none.
     ``prefix_cache_folder``: where they outlast the process, up to eight times as many bytes.
+    ``slots``: answers that may be made at the same time, step by step together; with 1, sessions take turns by step
+    and none waits for a place. ``waiting``: how many more may wait for a slot before BusyError is raised.
     Raises BundleError for a damaged bundle and BackendError where no engine can run it.
     """
     bundle = Bundle.open(path, verify_hashes=verify_hashes)
@@ -148,7 +157,15 @@ def load(
             None if prefix_cache_folder is None else _disk_store(bundle, Path(prefix_cache_folder), prefix_cache_bytes)
         )
         prefixes = PrefixCache(prefix_cache_bytes, disk=disk)
-    return LanguageModel(bundle, engine, prefixes)
+    return LanguageModel(bundle, engine, prefixes, _steps(engine, slots, waiting))
+
+
+def _steps(engine: Engine, slots: int, waiting: int) -> Direct | Scheduler:
+    if slots > 1 and engine.has_rows:
+        return Scheduler(engine, slots, waiting)
+    if slots > 1:
+        log.warning("sessions take turns by step instead of being stepped together: %s cannot do that", engine.name)
+    return Direct(engine)
 
 
 def _disk_store(bundle: Bundle, folder: Path, memory_bytes: int) -> DiskStore:

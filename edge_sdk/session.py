@@ -7,13 +7,14 @@ import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from edge_sdk.answer import Completion, Stream
 from edge_sdk.backends import States
 from edge_sdk.errors import BackendError, ConfigError, EdgeError, PromptError, explain
 from edge_sdk.options import Options
 from edge_sdk.sampling import Choice, Sampler
+from edge_sdk.scheduler import Output
 from edge_sdk.state_file import write_state
 from edge_sdk.text import Message
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 Prompt = str | bytes | Sequence[Message]
 Interrupted = Callable[[], object]
 """Whether no further step may begin."""
-Output = Literal["none", "token", "logits"]
-"""What is wanted of a step: nothing, the likeliest next token, or the logits (vocab)."""
 
 
 class Session:
@@ -35,8 +34,8 @@ class Session:
     conversation is read anew. A session is used by one thread at a time; :meth:`Stream.cancel` may come from any.
     """
 
-    def __init__(self, model: LanguageModel, max_context: int | None = None) -> None:
-        self.model = model
+    def __init__(self, model: LanguageModel, max_context: int | None = None, priority: int = 0) -> None:
+        self.model, self.priority = model, priority
         self.max_context = min(max_context or model.engine.max_length, model.engine.max_length)
         """Longest conversation, in tokens."""
         self.messages: list[Message] = []
@@ -56,6 +55,8 @@ class Session:
         self._answer: weakref.ref[Stream] | None = None
         """The last one, which may still run and refers to this session."""
         self._closed = False
+        model.steps.join(priority)
+        self._leave = weakref.finalize(self, model.steps.leave, priority)
 
     def __enter__(self) -> Session:
         return self
@@ -66,8 +67,16 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Frees the memory; the session cannot be used any more."""
-        self._states, self._closed = None, True
+        """Ends an answer that still runs and frees the memory; the session cannot be used any more."""
+        self._end_answer()
+        self._forget()
+        self._leave()
+        self._closed = True
+
+    def _forget(self) -> None:
+        if self._states is not None:
+            self.model.steps.forget(self._states)
+        self._states, self._tokens, self._pending = None, [], []
 
     @property
     def position(self) -> int:
@@ -124,7 +133,7 @@ class Session:
     def fork(self) -> Session:
         """Another session that goes on from here."""
         self._check_open()
-        other = Session(self.model, self.max_context)
+        other = Session(self.model, self.max_context, self.priority)
         other.resume(list(self._tokens), self._memory().copy(), self._conversation())
         return other
 
@@ -167,7 +176,7 @@ class Session:
 
     def _end_answer(self) -> None:
         if self._answer is not None and (answer := self._answer()) is not None:
-            answer.cancel()
+            answer.close()
 
     def _feed(self, wanted: Output, interrupted: Interrupted, keep: int = 0) -> Any:
         """Feeds what waits but for the last ``keep`` tokens, block by block; an interruption leaves the rest waiting.
@@ -180,7 +189,7 @@ class Session:
             self._check_open()
             if interrupted():
                 return None
-            block = min([left, self.model.engine.prefill_block, *(mark - self.position for mark in marks[:1])])
+            block = min([left, self.model.steps.block(self.priority), *(mark - self.position for mark in marks[:1])])
             ids, rest = self._pending[:block], self._pending[block:]
             result = self._advance(ids, "none" if rest else wanted)
             self._tokens += ids
@@ -193,7 +202,7 @@ class Session:
     def _advance(self, ids: list[int], wanted: Output) -> Any:
         """One step of the engine. A failure of it closes this session, whose states are lost."""
         try:
-            return self.model.advance(ids, self._memory(), wanted)
+            return self.model.steps.advance(ids, self._memory(), wanted, self.priority)
         except EdgeError:
             raise
         except Exception as error:
@@ -204,7 +213,7 @@ class Session:
 
     def _memory(self) -> States:
         if self._states is None:
-            self._states = self.model.engine.empty_states(1)
+            self._states = self.model.steps.empty_states()
         return self._states
 
     def _recall(self) -> list[int]:
@@ -217,7 +226,7 @@ class Session:
             return []
         ids = self.everything
         if start == 0 and (snapshot := prefixes.longest(ids)) is not None:
-            self._states = self.model.engine.load_states(snapshot)
+            self._states = self.model.steps.load_states(snapshot)
             self.cached_tokens = start = snapshot.length
             self._tokens, self._pending = ids[:start], ids[start:]
         return prefixes.plan(ids, start)
@@ -256,7 +265,7 @@ class Session:
         self._check_room(len(said) + len(new) + 1)
         self._end_answer()
         if not said:
-            self._states, self._tokens, self._pending = None, [], []
+            self._forget()
         self.messages, self._text, self.cached_tokens = messages, text, 0
         self._pending += new
 

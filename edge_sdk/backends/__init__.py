@@ -61,6 +61,22 @@ class States:
         raise NotImplementedError
 
 
+class RowStates(States):
+    """States whose rows can be used apart, where they lie; see :attr:`Engine.has_rows`."""
+
+    def rows(self, start: int, stop: int) -> RowStates:
+        """The rows from ``start`` to ``stop``, in the same memory; valid until there is more room."""
+        raise NotImplementedError
+
+    def take(self, source: RowStates) -> None:
+        """Copies a single row's states, for which these, of a single row too, have room or make it."""
+        raise NotImplementedError
+
+    def reserve(self, positions: int) -> None:
+        """Makes room in the caches. Raises PromptError beyond the context's size."""
+        raise NotImplementedError
+
+
 class Engine:
     """Runs the graph. States stay where the engine keeps them; only tokens go in and logits come out."""
 
@@ -69,6 +85,8 @@ class Engine:
     """Tokens to feed at once."""
     max_length: int
     """Positions that a row's states can hold."""
+    has_rows = False
+    """Whether its states are RowStates."""
 
     def empty_states(self, batch: int) -> States:
         """The states before the first token."""

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from edge_plugins import missing_reason, native_library
-from edge_sdk.backends import FIRST_CAPACITY, Engine, Snapshot, States, Wanted, capacity_for, used
+from edge_sdk.backends import FIRST_CAPACITY, Engine, RowStates, Snapshot, States, Wanted, capacity_for, used
 from edge_sdk.backends.ort_device import DeviceBuffers, HostBuffers, check_providers, providers_for
 from edge_sdk.bundle import ENGINES, GRAPH, WEIGHTS, Bundle
 from edge_sdk.errors import BackendError, explain
-from edge_sdk.model import TensorSpec
 
 BODY_BLOCK, KERNEL_BLOCK = 128, 512
 """Tokens fed at once: the scan's function body is quadratic in the length of a block."""
@@ -29,47 +28,66 @@ PACKED_WEIGHTS = "cpu-packed.bin"
 log = logging.getLogger("edge_sdk")
 
 
-class OrtStates(States):
+class OrtStates(RowStates):
     """The states' buffers: one set that a step overwrites, or two that take turns."""
 
     def __init__(
         self,
-        specs: Sequence[TensorSpec],
+        engine: OrtEngine,
         batch: int,
         capacity: int,
-        sets: int,
-        place: HostBuffers | DeviceBuffers,
         content: Sequence[np.ndarray] = (),
         past_length: np.ndarray | int = 0,
     ) -> None:
         """``content``: the states, their caches as long as ``past_length`` says; zeros where there is none."""
         super().__init__(batch, capacity)
         self.past_length[:] = past_length
-        self.specs, self.place = specs, place
+        self.engine, self.specs = engine, engine.config.past_specs()
         self.call: _Call | None = None
         """The last step's bindings, for the next step of the same shape."""
-        self._make(content, sets)
+        self._make(content)
 
-    def _make(self, content: Sequence[np.ndarray], sets: int) -> None:
-        new = self._zeros()
+    def _make(self, content: Sequence[np.ndarray]) -> None:
+        new, place = self._zeros(), self.engine.place
         for array, part in zip(used(self.specs, new, int(self.past_length.max())), content):
             array[...] = part
-        self.sets = [self.place.put(new), *(self.place.put(self._zeros()) for _ in range(sets - 1))]
+        second = [] if self.engine.native else [place.put(self._zeros())]
+        self.sets = [place.put(new), *second]
         self.turn = 0
         """The set that holds the states now."""
+        self._views: dict[tuple[int, int], OrtRows] = {}
 
     def _zeros(self) -> list[np.ndarray]:
         sizes = {"batch": len(self.past_length), "capacity": self.capacity}
         return _zeros([(spec.sized(**sizes), np.dtype(spec.dtype)) for spec in self.specs])
 
-    def _content(self) -> list[np.ndarray]:
-        return used(self.specs, self.place.arrays(self.sets[self.turn]), int(self.past_length.max()))
+    def content(self) -> list[np.ndarray]:
+        """The states, the caches' used positions only; the engine's own memory where that is the host's."""
+        return used(self.specs, self.engine.place.arrays(self.sets[self.turn]), int(self.past_length.max()))
 
-    def grow(self, capacity: int) -> None:
-        """Moves everything into larger buffers."""
-        content = self._content()
-        self.capacity, self.call = capacity, None
-        self._make(content, len(self.sets))
+    def reserve(self, positions: int) -> None:
+        """See :meth:`edge_sdk.backends.RowStates.reserve`; everything moves into larger buffers."""
+        if positions > self.capacity:
+            content = self.content()
+            self.capacity = capacity_for(positions, self.capacity, self.engine.max_length)
+            self.call = None
+            self._make(content)
+
+    def rows(self, start: int, stop: int) -> OrtRows:
+        """See :meth:`edge_sdk.backends.RowStates.rows`."""
+        if (start, stop) not in self._views:
+            self._views[start, stop] = OrtRows(self, start, stop)
+        return self._views[start, stop]
+
+    def take(self, source: RowStates) -> None:
+        """See :meth:`edge_sdk.backends.RowStates.take`."""
+        assert isinstance(source, OrtStates)
+        (length,) = source.past_length
+        self.reserve(int(length))
+        arrays = self.engine.place.arrays(self.sets[self.turn])
+        for mine, theirs in zip(used(self.specs, arrays, int(length)), source.content()):
+            mine[...] = theirs
+        self.past_length[:] = length
 
     def advance(self, length: int) -> None:
         """Notes that ``length`` positions were added to every row."""
@@ -78,13 +96,26 @@ class OrtStates(States):
 
     def copy(self) -> OrtStates:
         """Another memory with the same content."""
-        sizes = (len(self.past_length), self.capacity, len(self.sets))
-        return OrtStates(self.specs, *sizes, self.place, self._content(), self.past_length)
+        return OrtStates(self.engine, len(self.past_length), self.capacity, self.content(), self.past_length)
 
     def snapshot(self) -> Snapshot:
         """See :meth:`edge_sdk.backends.States.snapshot`."""
         (length,) = self.past_length
-        return Snapshot(int(length), tuple(np.array(array) for array in self._content()))
+        return Snapshot(int(length), tuple(np.array(array) for array in self.content()))
+
+
+class OrtRows(OrtStates):
+    """Some rows of other states, in their memory; of an engine that needs only one set of buffers."""
+
+    def __init__(self, whole: OrtStates, start: int, stop: int) -> None:
+        self.engine, self.specs, self.capacity, self.call = whole.engine, whole.specs, whole.capacity, None
+        self.past_length = whole.past_length[start:stop]
+        (buffers,) = whole.sets
+        self.sets, self.turn = [[buffer[start:stop] for buffer in buffers]], 0
+
+    def reserve(self, positions: int) -> None:
+        """Only the whole can have more room; it must have made it."""
+        assert positions <= self.capacity
 
 
 def _zeros(arrays: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]) -> list[np.ndarray]:
@@ -127,7 +158,7 @@ class _Call:
         self.engine.session.run_with_iobinding(self._bindings[states.turn])
 
     def _bind(self, states: OrtStates) -> Any:
-        config, sets, host, place = self.engine.config, states.sets, self.engine.host, states.place
+        config, sets, host, place = self.engine.config, states.sets, self.engine.host, self.engine.place
         read, written = sets[states.turn], sets[(states.turn + 1) % len(sets)]
         fed = [host.share(array) for array in (self.input_ids, states.past_length, self._positions)]
         fed += [place.share(buffer) for buffer in read]
@@ -179,6 +210,7 @@ class OrtEngine(Engine):
         if threads is not None:
             options.intra_op_num_threads = threads
         self.native = device == "cpu" and _add_kernels(options, bundle, exact, kernels)
+        self.has_rows = self.native
         self.prefill_block = KERNEL_BLOCK if self.native else BODY_BLOCK
         kind = "native kernels" if self.native else "bodies"
         self.name = f"onnxruntime {onnxruntime.__version__} on {device.upper()}, {kind}"
@@ -192,26 +224,18 @@ class OrtEngine(Engine):
 
     def empty_states(self, batch: int) -> OrtStates:
         """Zeros. Kernels write the new states over the old ones; a function body may not write what it reads."""
-        capacity = min(FIRST_CAPACITY, self.max_length)
-        return OrtStates(self.config.past_specs(), batch, capacity, self._sets, self.place)
+        return OrtStates(self, batch, min(FIRST_CAPACITY, self.max_length))
 
     def load_states(self, snapshot: Snapshot) -> OrtStates:
         """See :meth:`edge_sdk.backends.Engine.load_states`."""
         capacity = capacity_for(snapshot.length, min(FIRST_CAPACITY, self.max_length), self.max_length)
-        specs, content = self.config.past_specs(), snapshot.arrays
-        return OrtStates(specs, 1, capacity, self._sets, self.place, content, snapshot.length)
-
-    @property
-    def _sets(self) -> int:
-        return 1 if self.native else 2
+        return OrtStates(self, 1, capacity, snapshot.arrays, snapshot.length)
 
     def step(self, input_ids: np.ndarray, states: States, logits: Wanted = "last") -> np.ndarray:
         """Feeds tokens (batch, length) int64; see :meth:`edge_sdk.backends.Engine.step`."""
         assert isinstance(states, OrtStates)
         length = input_ids.shape[1]
-        needed = int(states.past_length.max()) + length
-        if needed > states.capacity:
-            states.grow(capacity_for(needed, states.capacity, self.config.max_length))
+        states.reserve(int(states.past_length.max()) + length)
         kept = {"last": 1, "all": length, "none": 0}[logits]
         if states.call is None or states.call.shape != (length, kept):
             states.call = _Call(self, len(states.past_length), length, kept)
