@@ -6,24 +6,40 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edge_sdk.answer import Completion, Stream, Token
     from edge_sdk.bundle import Bundle, write_bundle
-    from edge_sdk.language import Completion, LanguageModel, Session, Token, load
+    from edge_sdk.language import LanguageModel, load
     from edge_sdk.model import ModelConfig
+    from edge_sdk.options import Options
+    from edge_sdk.session import Session
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Bundle": "bundle",
     "write_bundle": "bundle",
-    "Completion": "language",
+    "Completion": "answer",
     "LanguageModel": "language",
-    "Session": "language",
-    "Token": "language",
+    "Options": "options",
+    "Session": "session",
+    "Stream": "answer",
+    "Token": "answer",
     "load": "language",
     "ModelConfig": "model",
 }
 
-__all__ = ["Bundle", "Completion", "LanguageModel", "ModelConfig", "Session", "Token", "load", "write_bundle"]
+__all__ = [
+    "Bundle",
+    "Completion",
+    "LanguageModel",
+    "ModelConfig",
+    "Options",
+    "Session",
+    "Stream",
+    "Token",
+    "load",
+    "write_bundle",
+]
 
 
 def __getattr__(name: str) -> object:

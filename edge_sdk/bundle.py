@@ -11,6 +11,7 @@ A bundle is read without pickle and without running anything from it (docs/decis
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -87,6 +88,12 @@ class Bundle:
         if (manifest.inputs, manifest.outputs, manifest.graphs) != described:
             _refuse(str(folder / MANIFEST), expected="inputs and outputs that follow from the model", found="others")
         return cls(folder, manifest)
+
+    @property
+    def model_id(self) -> str:
+        """Names what computes: two bundles share it if their graphs and weights are the same."""
+        parts = (self.manifest.files[name].sha256 for name in (GRAPH, WEIGHTS))
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def file(self, name: str) -> Path:
         """Path of one of the bundle's files."""

@@ -43,11 +43,11 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     model = edge_sdk.load(options.bundle, device=options.device, threads=options.threads)
     if options.json:
-        completion = model.generate(options.prompt, options.max_new_tokens)
+        completion = model.generate(options.prompt, max_new_tokens=options.max_new_tokens)
         print(json.dumps(msgspec.to_builtins(completion)))
         return 0
     with model.session() as session:
-        for token in session.stream(options.prompt, options.max_new_tokens):
+        for token in session.stream(options.prompt, max_new_tokens=options.max_new_tokens):
             print(token.text, end="", flush=True)
     print()
     return 0

@@ -21,6 +21,14 @@ class PromptError(EdgeError, ValueError):
     """A prompt cannot be run: empty, not text, or longer than the context."""
 
 
+class BusyError(EdgeError):
+    """Too many want answers at the same time."""
+
+
+class StateError(EdgeError):
+    """A saved state is damaged, or belongs to another model."""
+
+
 class CheckpointError(EdgeError):
     """A checkpoint is missing tensors, has misshapen ones, or is of an unknown family."""
 

@@ -2,166 +2,106 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Literal
+from typing import Any
 
-import msgspec
 import numpy as np
 
+from edge_sdk.answer import Completion
 from edge_sdk.backends import Engine, States, choose_engine
 from edge_sdk.bundle import Bundle
-from edge_sdk.errors import ConfigError, PromptError, explain
 from edge_sdk.model import ModelConfig
-from edge_sdk.text import Message, TextCodec
+from edge_sdk.options import Options
+from edge_sdk.prefix_cache import DiskStore, PrefixCache
+from edge_sdk.scheduler import Direct, Scheduler
+from edge_sdk.session import Prompt, Session
+from edge_sdk.state_file import read_state, write_state
+from edge_sdk.text import TextCodec
 
-Prompt = str | bytes | Sequence[Message]
-FinishReason = Literal["stop", "length"]
+PREFIX_CACHE_BYTES = 256 << 20
 
-
-class Token(msgspec.Struct, frozen=True):
-    """A generated token; ``text`` is what it adds to the answer, empty while a character is incomplete."""
-
-    index: int
-    token_id: int
-    text: str
-
-
-class Completion(msgspec.Struct, frozen=True, kw_only=True):
-    """An answer and how fast it came."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    """``stop``: the model ended its answer; ``length``: max_new_tokens or the context was used up."""
-    prompt_tokens: int
-    time_to_first_token_ms: float
-    tokens_per_second: float
-    """Decode speed, the first token not counted; 0 where there is no second one."""
-
-
-class Session:
-    """One conversation: the states after everything that was said in it. Also a context manager."""
-
-    def __init__(self, model: LanguageModel) -> None:
-        self.model = model
-        self.position = 0
-        """Tokens that the states hold."""
-        self.finish_reason: FinishReason = "length"
-        """Why the last answer ended; while one is streamed, ``length``."""
-        self._states: States | None = model.engine.empty_states(batch=1)
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._states = None
-
-    def stream(self, prompt: Prompt, max_new_tokens: int = 256) -> Iterator[Token]:
-        """Reads the prompt and yields the answer's tokens, greedily chosen, until the model ends it.
-
-        Raises PromptError for an empty prompt, one that is not UTF-8, or one longer than the context.
-        """
-        _check_budget(max_new_tokens)
-        ids = self.model.encode(prompt, self.position)
-        return self._decode(ids, max_new_tokens)
-
-    def generate(self, prompt: Prompt, max_new_tokens: int = 256) -> Completion:
-        """As :meth:`stream`, all at once and timed."""
-        _check_budget(max_new_tokens)
-        ids = self.model.encode(prompt, self.position)
-        started = first = last = time.perf_counter()
-        tokens: list[Token] = []
-        for token in self._decode(ids, max_new_tokens):
-            last = time.perf_counter()
-            first = first if tokens else last
-            tokens.append(token)
-        return Completion(
-            text="".join(token.text for token in tokens),
-            token_ids=tuple(token.token_id for token in tokens),
-            finish_reason=self.finish_reason,
-            prompt_tokens=len(ids),
-            time_to_first_token_ms=(first - started) * 1e3,
-            tokens_per_second=(len(tokens) - 1) / (last - first) if last > first else 0.0,
-        )
-
-    def _decode(self, ids: list[int], max_new_tokens: int) -> Iterator[Token]:
-        stream, ends = self.model.codec.stream(), self.model.config.eos_token_ids
-        self.finish_reason = "length"
-        token_id = self._feed(ids)
-        room = min(max_new_tokens, self.model.engine.max_length - self.position)
-        for index in range(room):
-            if token_id in ends:
-                self.finish_reason = "stop"
-                return
-            yield Token(index, token_id, stream.step(token_id))
-            if index + 1 < room:
-                token_id = self._feed([token_id])
-
-    def _feed(self, ids: list[int]) -> int:
-        """Advances the states over ``ids``; returns the likeliest next token. Raises ConfigError when closed."""
-        if self._states is None:
-            raise ConfigError(explain("The session", expected="an open one", found="closed", todo="Open a new one."))
-        token = prefill(self.model.engine, np.array([ids], dtype=np.int64), self._states)
-        self.position = int(self._states.past_length[0])
-        return int(token[0])
-
-
-def _check_budget(max_new_tokens: int) -> None:
-    if max_new_tokens < 1:
-        raise ConfigError(
-            explain("max_new_tokens", expected="at least 1", found=max_new_tokens, todo="Ask for more tokens.")
-        )
+log = logging.getLogger("edge_sdk")
 
 
 class LanguageModel:
     """A loaded bundle; makes sessions."""
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
-        self.bundle, self.engine = bundle, engine
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        prefixes: PrefixCache | None = None,
+        steps: Direct | Scheduler | None = None,
+    ) -> None:
+        """``prefixes``: what is known of earlier prompts; None reads every prompt anew.
+
+        ``steps``: who may use the engine next; None lets sessions take turns by step.
+        """
+        self.bundle, self.engine, self.prefixes = bundle, engine, prefixes
+        self.steps = steps or Direct(engine)
         self.config: ModelConfig = bundle.manifest.model
         self.codec = TextCodec(bundle.path)
 
-    def session(self) -> Session:
-        """A new conversation."""
-        return Session(self)
+    def session(self, max_context: int | None = None, *, priority: int = 0) -> Session:
+        """A new conversation of at most ``max_context`` tokens, or as many as the model takes.
 
-    def encode(self, prompt: Prompt, position: int = 0) -> list[int]:
-        """Token ids of a prompt that is to follow ``position`` tokens. Raises PromptError if it cannot be run."""
-        ids, limit = self.codec.encode_prompt(prompt), self.engine.max_length - position - 1
-        if len(ids) > limit:
-            raise PromptError(
-                explain(
-                    "The prompt",
-                    expected=f"at most {limit} tokens (the context holds {self.engine.max_length})",
-                    found=f"{len(ids)} tokens",
-                    todo="Shorten it or open a new session.",
-                )
-            )
-        return ids
+        Of sessions that want a step at the same time the ones with the highest ``priority`` get it.
+        """
+        return Session(self, max_context, priority)
 
-    def generate(self, prompt: Prompt, max_new_tokens: int = 256) -> Completion:
-        """Answers one prompt in a session of its own. Raises PromptError as :meth:`Session.stream`."""
+    def restore(self, path: str | Path, max_context: int | None = None, *, priority: int = 0) -> Session:
+        """The session that :meth:`Session.save` wrote. Raises StateError for a damaged file or another model's."""
+        header, token_ids, snapshot = read_state(Path(path), self.bundle.model_id, self.config)
+        session = Session(self, max_context, priority)
+        session.resume(token_ids, self.steps.load_states(snapshot), header.conversation)
+        return session
+
+    def generate(self, prompt: Prompt, options: Options | None = None, **changes: Any) -> Completion:
+        """Answers one prompt in a session of its own. Raises as :meth:`Session.stream`."""
         with self.session() as session:
-            return session.generate(prompt, max_new_tokens)
+            return session.generate(prompt, options, **changes)
+
+    def alternatives(
+        self, prompt: Prompt, count: int, options: Options | None = None, **changes: Any
+    ) -> list[Completion]:
+        """Several answers to one prompt, which is read once; with a seed, each has the next one.
+
+        Raises as :meth:`Session.stream`.
+        """
+        chosen = (options or Options()).but(**changes)
+        with self.session() as session:
+            session.prepare(prompt)
+            answers = []
+            for index in range(count):
+                seed = None if chosen.seed is None else chosen.seed + index
+                with session.fork() as fork:
+                    answers.append(fork.generate(None, chosen.but(seed=seed)))
+            return answers
 
     def generate_batch(self, prompts: Sequence[Prompt], max_new_tokens: int = 256) -> list[str]:
-        """Answers to many prompts; those of equal length run side by side. Raises PromptError."""
+        """Greedy answers to many prompts; those of equal length run side by side. Raises PromptError."""
         groups: dict[int, list[tuple[int, list[int]]]] = {}
         for index, prompt in enumerate(prompts):
-            ids = self.encode(prompt)
+            with self.session() as session:
+                ids = session.encode(prompt)
             groups.setdefault(len(ids), []).append((index, ids))
         answers = [""] * len(prompts)
         for length, group in groups.items():
             budget = min(max_new_tokens, self.engine.max_length - length)
-            rows = greedy_batch(self.engine, np.array([ids for _, ids in group]), budget, self.config.eos_token_ids)
+            with self.steps.exclusive():
+                rows = greedy_batch(self.engine, np.array([ids for _, ids in group]), budget, self.config.eos_token_ids)
             for (index, _), row in zip(group, rows):
                 answers[index] = self.codec.decode(row)
         return answers
+
+    def remember(self, token_ids: Sequence[int], states: States) -> None:
+        """Keeps the states after these tokens for later prompts that begin with them."""
+        if self.prefixes is not None and self.config.state_bytes(1, len(token_ids)) <= self.prefixes.max_bytes:
+            with self.steps.exclusive():
+                snapshot = states.snapshot()
+            self.prefixes.add(token_ids, snapshot)
 
 
 def prefill(engine: Engine, ids: np.ndarray, states: States) -> np.ndarray:
@@ -190,12 +130,49 @@ def greedy_batch(engine: Engine, ids: np.ndarray, max_new_tokens: int, ends: Seq
 
 
 def load(
-    path: str | Path, *, device: str = "auto", threads: int | None = None, verify_hashes: bool = True
+    path: str | Path,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    verify_hashes: bool = True,
+    prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
+    prefix_cache_folder: str | Path | None = None,
+    slots: int = 1,
+    waiting: int = 16,
 ) -> LanguageModel:
     """Opens and checks a bundle and prepares an engine for it.
 
     ``device``: ``auto``, ``cpu``, ``cuda`` or ``tensorrt``. ``threads``: of the engine, all cores if None.
+    ``prefix_cache_bytes``: memory for the states after beginnings of prompts; 0 keeps none.
+    ``prefix_cache_folder``: where they outlast the process, up to eight times as many bytes.
+    ``slots``: answers that may be made at the same time, step by step together; with 1, sessions take turns by step
+    and none waits for a place. ``waiting``: how many more may wait for a slot before BusyError is raised.
     Raises BundleError for a damaged bundle and BackendError where no engine can run it.
     """
     bundle = Bundle.open(path, verify_hashes=verify_hashes)
-    return LanguageModel(bundle, choose_engine(bundle, device=device, threads=threads))
+    engine = choose_engine(bundle, device=device, threads=threads)
+    prefixes = None
+    if prefix_cache_bytes:
+        disk = (
+            None if prefix_cache_folder is None else _disk_store(bundle, Path(prefix_cache_folder), prefix_cache_bytes)
+        )
+        prefixes = PrefixCache(prefix_cache_bytes, disk=disk)
+    return LanguageModel(bundle, engine, prefixes, _steps(engine, slots, waiting))
+
+
+def _steps(engine: Engine, slots: int, waiting: int) -> Direct | Scheduler:
+    if slots > 1 and engine.has_rows:
+        return Scheduler(engine, slots, waiting)
+    if slots > 1:
+        log.warning("sessions take turns by step instead of being stepped together: %s cannot do that", engine.name)
+    return Direct(engine)
+
+
+def _disk_store(bundle: Bundle, folder: Path, memory_bytes: int) -> DiskStore:
+    model_id = bundle.model_id
+    return DiskStore(
+        folder / model_id[:16],
+        8 * memory_bytes,
+        write=lambda path, token_ids, snapshot: write_state(path, model_id, token_ids, snapshot, {}),
+        read=lambda path: read_state(path, model_id, bundle.manifest.model)[1:],
+    )

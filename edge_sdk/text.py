@@ -80,11 +80,15 @@ class TextCodec:
         """Token ids of a text, special tokens as they are written in it."""
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def messages(self, prompt: str | bytes | Sequence[Message]) -> list[Message]:
+        """A prompt as messages: text is what the user says. Raises PromptError for one that is not text."""
+        if isinstance(prompt, Sequence) and not isinstance(prompt, (str, bytes)):
+            return list(prompt)
+        return [{"role": "user", "content": check_prompt(prompt)}]
+
     def encode_prompt(self, prompt: str | bytes | Sequence[Message]) -> list[int]:
         """Token ids of a prompt, a single user message or a whole conversation."""
-        if isinstance(prompt, (str, bytes)):
-            prompt = [{"role": "user", "content": check_prompt(prompt)}]
-        return self.encode(self.render(prompt))
+        return self.encode(self.render(self.messages(prompt)))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""

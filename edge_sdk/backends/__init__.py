@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from edge_sdk.bundle import Bundle
 from edge_sdk.errors import BackendError, PromptError, explain
+from edge_sdk.model import TensorSpec
 
 FIRST_CAPACITY = 256
 """Positions that attention caches have room for at first."""
@@ -18,6 +21,26 @@ Wanted = Literal["last", "all", "none"]
 
 
 log = logging.getLogger("edge_sdk")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The states of one row at one moment, on the host; caches hold no more than their used positions."""
+
+    length: int
+    """Positions."""
+    arrays: tuple[np.ndarray, ...]
+    """In the order of ``ModelConfig.past_specs``, with batch 1 and capacity ``length``."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return sum(array.nbytes for array in self.arrays)
+
+
+def used(specs: Sequence[TensorSpec], arrays: Sequence[np.ndarray], length: int) -> list[np.ndarray]:
+    """Views of the states (batch, ...) without the caches' positions beyond ``length``."""
+    return [array[:, :, :length] if "capacity" in spec.shape else array for spec, array in zip(specs, arrays)]
 
 
 class States:
@@ -33,8 +56,28 @@ class States:
         """Another memory with the same content, to go on from here twice."""
         raise NotImplementedError
 
+    def snapshot(self) -> Snapshot:
+        """The content, of states that have a single row, which :meth:`Engine.load_states` makes into states again."""
+        raise NotImplementedError
 
-class Engine(Protocol):
+
+class RowStates(States):
+    """States whose rows can be used apart, where they lie; see :attr:`Engine.has_rows`."""
+
+    def rows(self, start: int, stop: int) -> RowStates:
+        """The rows from ``start`` to ``stop``, in the same memory; valid until there is more room."""
+        raise NotImplementedError
+
+    def take(self, source: RowStates) -> None:
+        """Copies a single row's states, for which these, of a single row too, have room or make it."""
+        raise NotImplementedError
+
+    def reserve(self, positions: int) -> None:
+        """Makes room in the caches. Raises PromptError beyond the context's size."""
+        raise NotImplementedError
+
+
+class Engine:
     """Runs the graph. States stay where the engine keeps them; only tokens go in and logits come out."""
 
     name: str
@@ -42,9 +85,16 @@ class Engine(Protocol):
     """Tokens to feed at once."""
     max_length: int
     """Positions that a row's states can hold."""
+    has_rows = False
+    """Whether its states are RowStates."""
 
     def empty_states(self, batch: int) -> States:
         """The states before the first token."""
+        raise NotImplementedError
+
+    def load_states(self, snapshot: Snapshot) -> States:
+        """States of one row with a snapshot's content, also one that another engine took of the same model."""
+        raise NotImplementedError
 
     def step(self, input_ids: np.ndarray, states: States, logits: Wanted = "last") -> np.ndarray:
         """Feeds tokens (batch, length) int64 and advances the states, which must be this engine's own.
@@ -52,6 +102,7 @@ class Engine(Protocol):
         Returns logits (batch, kept, vocab) float32, with kept = 1, length or 0 as wanted. The next step may
         overwrite them. Raises PromptError when the context has no room for the tokens.
         """
+        raise NotImplementedError
 
     def next_tokens(self, input_ids: np.ndarray, states: States) -> np.ndarray:
         """Feeds tokens as :meth:`step` does and returns the likeliest next one of each row, (batch) int64."""

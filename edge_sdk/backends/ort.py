@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edge_plugins import missing_reason, native_library
-from edge_sdk.backends import FIRST_CAPACITY, Engine, States, Wanted, capacity_for
+from edge_sdk.backends import FIRST_CAPACITY, Engine, RowStates, Snapshot, States, Wanted, capacity_for, used
 from edge_sdk.backends.ort_device import DeviceBuffers, HostBuffers, check_providers, providers_for
 from edge_sdk.bundle import ENGINES, GRAPH, WEIGHTS, Bundle
 from edge_sdk.errors import BackendError, explain
@@ -29,42 +29,69 @@ PACKED_WEIGHTS = "cpu-packed.bin"
 log = logging.getLogger("edge_sdk")
 
 
-class OrtStates(States):
+class OrtStates(RowStates):
     """The states' buffers: one set that a step overwrites, or two that take turns."""
 
     def __init__(
         self,
+        engine: OrtEngine,
         specs: Sequence[TensorSpec],
         batch: int,
         capacity: int,
-        sets: int,
-        place: HostBuffers | DeviceBuffers,
-        arrays: list[np.ndarray] | None = None,
+        content: Sequence[np.ndarray] = (),
+        past_length: np.ndarray | int = 0,
     ) -> None:
-        """``arrays``: the content; zeros if None."""
+        """``content``: the states, their caches as long as ``past_length`` says; zeros where there is none."""
         super().__init__(batch, capacity)
-        self.specs, self.place = specs, place
+        self.past_length[:] = past_length
+        self.engine, self.specs = engine, specs
         self.call: _Call | None = None
         """The last step's bindings, for the next step of the same shape."""
-        self._set(self._zeros() if arrays is None else arrays, sets)
+        self._make(content)
+
+    def _make(self, content: Sequence[np.ndarray]) -> None:
+        new, place = self._zeros(), self.engine.place
+        for array, part in zip(used(self.specs, new, int(self.past_length.max())), content):
+            array[...] = part
+        self.sets = [place.put(new), *self._further_sets(new)]
+        self.turn = 0
+        """The set that holds the states now."""
+        self._views: dict[tuple[int, int], OrtRows] = {}
+
+    def _further_sets(self, first: list[np.ndarray]) -> list[list[Any]]:
+        """A second one where a function body runs, which may not write what it reads."""
+        return [] if self.engine.native else [self.engine.place.put(self._zeros())]
 
     def _zeros(self) -> list[np.ndarray]:
         return zeros(self.specs, batch=len(self.past_length), capacity=self.capacity)
 
-    def grow(self, capacity: int) -> None:
-        """Moves everything into larger buffers."""
-        self.capacity, self.call = capacity, None
-        old, new = self.place.arrays(self.sets[self.turn]), self._zeros()
-        used = int(self.past_length.max())
-        for spec, before, after in zip(self.specs, old, new):
-            kept = slice(None) if "capacity" not in spec.shape else (slice(None), slice(None), slice(used))
-            after[kept] = before[kept]
-        self._set(new, len(self.sets))
+    def content(self) -> list[np.ndarray]:
+        """The states, the caches' used positions only; the engine's own memory where that is the host's."""
+        return used(self.specs, self.engine.place.arrays(self.sets[self.turn]), int(self.past_length.max()))
 
-    def _set(self, arrays: list[np.ndarray], sets: int) -> None:
-        self.sets = [self.place.put(arrays), *(self.place.put(self._zeros()) for _ in range(sets - 1))]
-        self.turn = 0
-        """The set that holds the states now."""
+    def reserve(self, positions: int) -> None:
+        """See :meth:`edge_sdk.backends.RowStates.reserve`; everything moves into larger buffers."""
+        if positions > self.capacity:
+            content = self.content()
+            self.capacity = capacity_for(positions, self.capacity, self.engine.max_length)
+            self.call = None
+            self._make(content)
+
+    def rows(self, start: int, stop: int) -> OrtRows:
+        """See :meth:`edge_sdk.backends.RowStates.rows`."""
+        if (start, stop) not in self._views:
+            self._views[start, stop] = OrtRows(self, start, stop)
+        return self._views[start, stop]
+
+    def take(self, source: RowStates) -> None:
+        """See :meth:`edge_sdk.backends.RowStates.take`."""
+        assert isinstance(source, OrtStates)
+        (length,) = source.past_length
+        self.reserve(int(length))
+        arrays = self.engine.place.arrays(self.sets[self.turn])
+        for mine, theirs in zip(used(self.specs, arrays, int(length)), source.content()):
+            mine[...] = theirs
+        self.past_length[:] = length
 
     def advance(self, length: int) -> None:
         """Notes that ``length`` positions were added to every row."""
@@ -73,15 +100,27 @@ class OrtStates(States):
 
     def copy(self) -> OrtStates:
         """Another memory with the same content."""
-        arrays = self._zeros()
-        for mine, theirs in zip(self.place.arrays(self.sets[self.turn]), arrays):
-            theirs[...] = mine
-        other = self._with(arrays)
-        other.past_length[:] = self.past_length
-        return other
+        size = (len(self.past_length), self.capacity)
+        return type(self)(self.engine, self.specs, *size, self.content(), self.past_length)
 
-    def _with(self, arrays: list[np.ndarray]) -> OrtStates:
-        return OrtStates(self.specs, len(self.past_length), self.capacity, len(self.sets), self.place, arrays)
+    def snapshot(self) -> Snapshot:
+        """See :meth:`edge_sdk.backends.States.snapshot`."""
+        (length,) = self.past_length
+        return Snapshot(int(length), tuple(np.array(array) for array in self.content()))
+
+
+class OrtRows(OrtStates):
+    """Some rows of other states, in their memory; of an engine that needs only one set of buffers."""
+
+    def __init__(self, whole: OrtStates, start: int, stop: int) -> None:
+        self.engine, self.specs, self.capacity, self.call = whole.engine, whole.specs, whole.capacity, None
+        self.past_length = whole.past_length[start:stop]
+        (buffers,) = whole.sets
+        self.sets, self.turn = [[buffer[start:stop] for buffer in buffers]], 0
+
+    def reserve(self, positions: int) -> None:
+        """Only the whole can have more room; it must have made it."""
+        assert positions <= self.capacity
 
 
 def zeros(specs: Sequence[TensorSpec], **sizes: int) -> list[np.ndarray]:
@@ -128,7 +167,7 @@ class _Call:
         self.engine.session.run_with_iobinding(self._bindings[states.turn])
 
     def _bind(self, states: OrtStates) -> Any:
-        config, sets, host, place = self.engine.config, states.sets, self.engine.host, states.place
+        config, sets, host, place = self.engine.config, states.sets, self.engine.host, self.engine.place
         read, written = sets[states.turn], sets[(states.turn + 1) % len(sets)]
         fed = [host.share(array) for array in (self.input_ids, states.past_length, self._positions)]
         fed += [place.share(buffer) for buffer in read]
@@ -145,6 +184,8 @@ class _Call:
 
 class OrtEngine(Engine):
     """An ONNX Runtime session over the bundle's graph, which reads and writes the states where they lie."""
+
+    states_type = OrtStates
 
     extra_outputs: tuple[TensorSpec, ...] = ()
     """Outputs to ask for behind the states."""
@@ -184,6 +225,7 @@ class OrtEngine(Engine):
         if threads is not None:
             options.intra_op_num_threads = threads
         self.native = device == "cpu" and _add_kernels(options, bundle, exact, kernels)
+        self.has_rows = self.native
         self.prefill_block = KERNEL_BLOCK if self.native else BODY_BLOCK
         kind = "native kernels" if self.native else "bodies"
         self.name = f"onnxruntime {onnxruntime.__version__} on {device.upper()}, {kind}"
@@ -204,8 +246,12 @@ class OrtEngine(Engine):
 
     def empty_states(self, batch: int) -> OrtStates:
         """Zeros. Kernels write the new states over the old ones; a function body may not write what it reads."""
-        capacity = min(FIRST_CAPACITY, self.max_length)
-        return OrtStates(self.config.past_specs(), batch, capacity, 1 if self.native else 2, self.place)
+        return self.states_type(self, self.config.past_specs(), batch, min(FIRST_CAPACITY, self.max_length))
+
+    def load_states(self, snapshot: Snapshot) -> OrtStates:
+        """See :meth:`edge_sdk.backends.Engine.load_states`."""
+        capacity = capacity_for(snapshot.length, min(FIRST_CAPACITY, self.max_length), self.max_length)
+        return self.states_type(self, self.config.past_specs(), 1, capacity, snapshot.arrays, snapshot.length)
 
     def step(self, input_ids: np.ndarray, states: States, logits: Wanted = "last") -> np.ndarray:
         """Feeds tokens (batch, length) int64; see :meth:`edge_sdk.backends.Engine.step`."""
@@ -218,9 +264,7 @@ class OrtEngine(Engine):
     def _run(self, input_ids: np.ndarray, states: OrtStates, kept: int) -> _Call:
         """One run of the graph that leaves it to the caller to advance the states."""
         length = input_ids.shape[1]
-        needed = int(states.past_length.max()) + length
-        if needed > states.capacity:
-            states.grow(capacity_for(needed, states.capacity, self.config.max_length))
+        states.reserve(int(states.past_length.max()) + length)
         if states.call is None or states.call.shape != (length, kept):
             states.call = _Call(self, len(states.past_length), length, kept)
         states.call.run(input_ids, states)

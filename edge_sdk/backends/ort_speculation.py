@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_sdk.backends import FIRST_CAPACITY, States, Wanted, capacity_for
+from edge_sdk.backends import FIRST_CAPACITY, States, Wanted
 from edge_sdk.backends.ort import OrtEngine, OrtStates, zeros
 from edge_sdk.bundle import Bundle
 from edge_sdk.errors import BackendError, explain
@@ -25,20 +25,13 @@ class SpeculativeStates(OrtStates):
     there that does not count. ``verified``: how many positions of each row wait to be accepted.
     """
 
-    def __init__(self, engine: OrtEngine, batch: int, capacity: int, arrays: list[np.ndarray] | None = None) -> None:
-        self.engine, self.verified = engine, 0
-        super().__init__(engine.config.past_specs(), batch, capacity, 2, engine.place, arrays)
+    verified = 0
 
-    def _set(self, arrays: list[np.ndarray], sets: int) -> None:
-        super()._set(arrays, 1 if self.engine.native else sets)
-        if self.engine.native:
-            scans = iter(zeros(without_caches(self.specs), batch=len(self.past_length)))
-            self.sets.append(
-                [kept if "capacity" in spec.shape else next(scans) for spec, kept in zip(self.specs, arrays)]
-            )
-
-    def _with(self, arrays: list[np.ndarray]) -> SpeculativeStates:
-        return SpeculativeStates(self.engine, len(self.past_length), self.capacity, arrays)
+    def _further_sets(self, first: list[np.ndarray]) -> list[list[Any]]:
+        if not self.engine.native:
+            return super()._further_sets(first)
+        scans = iter(zeros(without_caches(self.specs), batch=len(self.past_length)))
+        return [[kept if "capacity" in spec.shape else next(scans) for spec, kept in zip(self.specs, first)]]
 
     def advance(self, length: int) -> None:
         """As OrtStates; what was verified and not accepted is forgotten."""
@@ -48,6 +41,8 @@ class SpeculativeStates(OrtStates):
 
 class SpeculativeEngine(OrtEngine):
     """An OrtEngine whose states can be put back to any position of the last block."""
+
+    states_type = SpeculativeStates
 
     def __init__(
         self, bundle: Bundle, *, threads: int | None = None, exact: bool = False, kernels: str = "auto"
@@ -63,15 +58,12 @@ class SpeculativeEngine(OrtEngine):
                 )
             )
         super().__init__(bundle, threads=threads, exact=exact, kernels=kernels)
+        self.has_rows = False  # the second set of buffers is in the way
         self.extra_outputs = self.config.speculation_specs()
         graphs = bundle.manifest.graphs
         self._rollback = self.open(ROLLBACK) if ROLLBACK in graphs else None
         self.head = DraftHead(self) if DRAFT in graphs else None
         """The model's own head for drafting, if it has one."""
-
-    def empty_states(self, batch: int) -> SpeculativeStates:
-        """Zeros, twice where a scan overwrites them."""
-        return SpeculativeStates(self, batch, min(FIRST_CAPACITY, self.max_length))
 
     def hidden_states(self, states: States) -> np.ndarray:
         """Of all positions (batch, length, hidden) of the last call, for the head; the next call overwrites them."""
@@ -133,7 +125,7 @@ class DraftHead:
     def empty_states(self, batch: int) -> OrtStates:
         """The head's own caches, zeros. Their past_length may be set back: positions behind it do not count."""
         capacity = min(FIRST_CAPACITY, self.engine.max_length)
-        return OrtStates(self.past_specs, batch, capacity, 1 if self.engine.native else 2, self.engine.place)
+        return OrtStates(self.engine, self.past_specs, batch, capacity)
 
     def step(
         self, hidden_states: np.ndarray, input_ids: np.ndarray, states: OrtStates, logits: Wanted = "last"
@@ -144,9 +136,7 @@ class DraftHead:
         that go with these to draft on.
         """
         batch, length = input_ids.shape
-        needed = int(states.past_length.max()) + length
-        if needed > states.capacity:
-            states.grow(capacity_for(needed, states.capacity, self.engine.max_length))
+        states.reserve(int(states.past_length.max()) + length)
         kept = {"last": 1, "all": length, "none": 0}[logits]
         fed = (hidden_states, input_ids, states.past_length, np.arange(length - kept, length))
         found = [np.empty(spec.sized(batch=batch, kept=kept), np.float32) for spec in self.spec.outputs[:2]]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_sdk.backends import FIRST_CAPACITY, Engine, States, Wanted, capacity_for
+from edge_sdk.backends import FIRST_CAPACITY, Engine, Snapshot, States, Wanted, capacity_for, used
 from edge_sdk.backends.cuda import Cuda, DeviceMemory, Graph, HostArray
 from edge_sdk.backends.trt_layout import Call, Copy, Layout, calls, growth, state_addresses
 from edge_sdk.backends.trt_module import import_tensorrt, installed_library, load_plugins, logger_of
@@ -66,6 +66,26 @@ class TrtStates(States):
         self.engine.cuda.copy(self.memory, other.memory, Copy(0, 0, 1, size, size, size))
         return other
 
+    def snapshot(self) -> Snapshot:
+        """See :meth:`edge_sdk.backends.States.snapshot`."""
+        cuda, (length,) = self.engine.cuda, self.past_length
+        host = HostArray(cuda, self.memory.size, "uint8")
+        cuda.download(host, self.memory.address, self.memory.size)
+        cuda.synchronize()
+        content = used(self.layout.specs, self.layout.arrays(host.array), int(length))
+        return Snapshot(int(length), tuple(np.array(array) for array in content))
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Takes on a snapshot's content, for which there must be room."""
+        cuda, host = self.engine.cuda, HostArray(self.engine.cuda, self.memory.size, "uint8")
+        host.array[:] = 0
+        content = used(self.layout.specs, self.layout.arrays(host.array), snapshot.length)
+        for array, part in zip(content, snapshot.arrays):
+            array[...] = part
+        cuda.upload(self.memory.address, host, self.memory.size)
+        cuda.synchronize()
+        self.past_length[:] = snapshot.length
+
 
 class _Buffers:
     """Inputs and outputs of one call, on the device and in page-locked memory. Their addresses never change."""
@@ -120,6 +140,13 @@ class TrtEngine(Engine):
                 explain("batch", expected=f"at most {self.limits.batch}", found=batch, todo=f"{REBUILD} (--batch)")
             )
         return TrtStates(self, batch, min(FIRST_CAPACITY, self.max_length))
+
+    def load_states(self, snapshot: Snapshot) -> TrtStates:
+        """See :meth:`edge_sdk.backends.Engine.load_states`."""
+        capacity = capacity_for(snapshot.length, min(FIRST_CAPACITY, self.max_length), self.max_length)
+        states = TrtStates(self, 1, capacity)
+        states.load(snapshot)
+        return states
 
     def step(self, input_ids: np.ndarray, states: States, logits: Wanted = "last") -> np.ndarray:
         """Feeds tokens (batch, length) int64; see :meth:`edge_sdk.backends.Engine.step`."""

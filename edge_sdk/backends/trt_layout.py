@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from edge_sdk.backends import Wanted
 from edge_sdk.engine_files import DECODE, PREFILL, Limits
 from edge_sdk.model import DTYPE_BYTES, ModelConfig, TensorSpec
@@ -33,6 +35,14 @@ class Layout:
         for spec in self.specs:
             ends.append(ends[-1] + -(-self.size(spec) // ALIGNMENT) * ALIGNMENT)
         return ends
+
+    def arrays(self, memory: np.ndarray) -> list[np.ndarray]:
+        """The states as views of a host's copy of the memory, (bytes) uint8."""
+        shapes = [spec.sized(batch=self.batch, capacity=self.capacity) for spec in self.specs]
+        return [
+            memory[start : start + self.size(spec)].view(spec.dtype).reshape(shape)
+            for spec, start, shape in zip(self.specs, self.offsets(), shapes)
+        ]
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,8 @@ class Answerer:
             )
         pieces: list[str] = []
         with self._model.session() as session:
-            for token in session.stream(prompt, max_new_tokens=self._limits.max_new_tokens):
+            answer = session.stream(prompt, max_new_tokens=self._limits.max_new_tokens)
+            for token in answer:
                 if self.stopped.is_set():
                     return
                 pieces.append(token.text)
@@ -115,7 +116,7 @@ class Answerer:
             return
         text = "".join(pieces)
         self._listener.text(text)
-        if session.finish_reason == "length":
+        if answer.finish_reason == "length":
             raise CutAnswerError(
                 explain(
                     "The answer",

@@ -76,10 +76,9 @@ def test_a_later_answer_that_fills_the_context_is_marked_as_cut(model: LanguageM
     command = "walk around left thrice"
     room, length = 3, len(model.codec.encode_prompt(command))
     with model.session() as session:
-        words = model.config.max_length - room - length - (len(model.codec.encode_prompt("walk")) - 1)
-        session.generate(" ".join(["walk"] * words), max_new_tokens=1)
-        assert session.position == model.config.max_length - room - length
+        session.read("walk " * (model.config.max_length - room - length))
         completion = session.generate(command)
+    assert completion.prompt_tokens == length + 1  # the last one that was read waited for what comes after it
     assert len(completion.token_ids) == room
     assert completion.finish_reason == "length"
 

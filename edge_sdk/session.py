@@ -1,0 +1,298 @@
+"""A conversation with a model: what was said, the states after it, and the answers as they are made."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from edge_sdk.answer import Completion, Stream
+from edge_sdk.backends import States
+from edge_sdk.errors import BackendError, ConfigError, EdgeError, PromptError, explain
+from edge_sdk.options import Options
+from edge_sdk.sampling import Choice, Sampler
+from edge_sdk.scheduler import Output
+from edge_sdk.state_file import write_state
+from edge_sdk.text import Message
+
+if TYPE_CHECKING:
+    from edge_sdk.language import LanguageModel
+
+Prompt = str | bytes | Sequence[Message]
+Interrupted = Callable[[], object]
+"""Whether no further step may begin."""
+
+
+class Session:
+    """One conversation. Also a context manager: its memory is freed at the end of the block.
+
+    What the model reads is what its chat template makes of the whole conversation. Where that only adds to what was
+    read before, only the new part is read; where the template takes back something, such as earlier reasoning, the
+    conversation is read anew. A session is used by one thread at a time; :meth:`Stream.cancel` may come from any.
+    """
+
+    def __init__(self, model: LanguageModel, max_context: int | None = None, priority: int = 0) -> None:
+        self.model, self.priority = model, priority
+        self.max_context = min(max_context or model.engine.max_length, model.engine.max_length)
+        """Longest conversation, in tokens."""
+        self.messages: list[Message] = []
+        """What was said since :meth:`read` was last called."""
+        self.cached_tokens = 0
+        """Tokens of the last prompt that were known from earlier ones and not read again."""
+        self._tokens: list[int] = []
+        """Those that the states hold."""
+        self._pending: list[int] = []
+        """Tokens that were said but not fed yet."""
+        self._text = ""
+        """All that was read and answered, as text."""
+        self._preamble = ""
+        """What of it the messages come after."""
+        self._states: States | None = None
+        """None before the first token."""
+        self._answer: weakref.ref[Stream] | None = None
+        """The last one, which may still run and refers to this session."""
+        self._closed = False
+        model.steps.join(priority)
+        self._leave = weakref.finalize(self, model.steps.leave, priority)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends an answer that still runs and frees the memory; the session cannot be used any more."""
+        self._end_answer()
+        self._forget()
+        self._leave()
+        self._closed = True
+
+    def _forget(self) -> None:
+        if self._states is not None:
+            self.model.steps.forget(self._states)
+        self._states, self._tokens, self._pending = None, [], []
+
+    @property
+    def position(self) -> int:
+        """Tokens that the states hold."""
+        return len(self._tokens)
+
+    def read(self, text: str | Sequence[int]) -> None:
+        """Reads text, or token ids, as they are: no chat template, no answer. What is said later comes after it.
+
+        Raises PromptError where the context has no room for it.
+        """
+        self._check_open()
+        ids = self.model.codec.encode(text) if isinstance(text, str) else list(text)
+        self._check_room(len(self.everything) + len(ids))
+        self._end_answer()
+        self._text += text if isinstance(text, str) else self.model.codec.decode(ids)
+        self._preamble, self.messages = self._text, []
+        self._pending += ids
+        self._feed("none", lambda: False, keep=1)  # the last one's logits are what an answer begins with
+
+    def stream(self, prompt: Prompt | None = None, options: Options | None = None, **changes: Any) -> Stream:
+        """Adds a prompt to the conversation and answers it: a stream of tokens, which runs as it is iterated over.
+
+        ``prompt``: what the user says, or messages; None goes on from where :meth:`read` or an answer stopped.
+        ``changes``: single options, as ``max_new_tokens=100, temperature=0.7``. Raises PromptError for an empty prompt,
+        one that is not UTF-8, or one longer than the context, and ConfigError for wrong options or a closed session.
+        """
+        self._check_open()
+        chosen = (options or Options()).but(**changes) if changes else options or Options()
+        started = time.monotonic()
+        self._add(prompt)
+        answer = Stream(self, chosen, started)
+        self._answer = weakref.ref(answer)
+        return answer
+
+    def generate(self, prompt: Prompt | None = None, options: Options | None = None, **changes: Any) -> Completion:
+        """As :meth:`stream`, all at once."""
+        return self.stream(prompt, options, **changes).result()
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The token ids that a prompt would add to the conversation. Raises PromptError as :meth:`stream`."""
+        self._add(prompt)
+        return self._pending
+
+    def prepare(self, prompt: Prompt) -> None:
+        """Adds a prompt to the conversation and reads it, so that an answer, ``stream()``, can begin at once.
+
+        Raises as :meth:`stream`.
+        """
+        self._check_open()
+        self._add(prompt)
+        self._feed("none", lambda: False, keep=1)
+
+    def fork(self) -> Session:
+        """Another session that goes on from here."""
+        self._check_open()
+        other = Session(self.model, self.max_context, self.priority)
+        other.resume(list(self._tokens), self._memory().copy(), self._conversation())
+        return other
+
+    def save(self, path: str | Path) -> None:
+        """Writes the session to a file, whole or not at all; :meth:`LanguageModel.restore` goes on from it.
+
+        Raises OSError, such as for a full disk.
+        """
+        self._check_open()
+        memory, model_id = self._memory().snapshot(), self.model.bundle.model_id
+        write_state(Path(path), model_id, self._tokens, memory, self._conversation())
+
+    @property
+    def everything(self) -> list[int]:
+        """The conversation's token ids, those that are still to be fed included."""
+        return self._tokens + self._pending
+
+    @property
+    def waiting(self) -> int:
+        """How many tokens are still to be fed."""
+        return len(self._pending)
+
+    def begin_answer(self) -> None:
+        """Notes that what comes is the model's; called by the stream."""
+        self.messages.append({"role": "assistant", "content": ""})
+
+    def next_choice(self, sampler: Sampler, interrupted: Interrupted) -> Choice | None:
+        """Feeds what waits and chooses the token after it; None if it was interrupted. Called by the stream."""
+        if sampler.takes_the_likeliest:
+            token = self._feed("token", interrupted)
+            return None if token is None else Choice(int(token))
+        logits = self._feed("logits", interrupted)
+        return None if logits is None else sampler.choose(logits)
+
+    def add_answered(self, token_id: int, text: str) -> None:
+        """Adds to the conversation what the model said; called by the stream."""
+        self._pending.append(token_id)
+        self._text += text
+        self.messages[-1]["content"] += text
+
+    def _end_answer(self) -> None:
+        if self._answer is not None and (answer := self._answer()) is not None:
+            answer.close()
+
+    def _feed(self, wanted: Output, interrupted: Interrupted, keep: int = 0) -> Any:
+        """Feeds what waits but for the last ``keep`` tokens, block by block; an interruption leaves the rest waiting.
+
+        Returns what was wanted after the last token, or None where that was not fed.
+        """
+        marks = self._recall() if len(self._pending) > 1 else []
+        result = None
+        while (left := len(self._pending) - keep) > 0:
+            self._check_open()
+            if interrupted():
+                return None
+            block = min([left, self.model.steps.block(self.priority), *(mark - self.position for mark in marks[:1])])
+            ids, rest = self._pending[:block], self._pending[block:]
+            result = self._advance(ids, "none" if rest else wanted)
+            self._tokens += ids
+            self._pending = rest
+            if self.position in marks[:1]:
+                self.model.remember(self._tokens, self._memory())
+                del marks[0]
+        return result
+
+    def _advance(self, ids: list[int], wanted: Output) -> Any:
+        """One step of the engine. A failure of it closes this session, whose states are lost."""
+        try:
+            return self.model.steps.advance(ids, self._memory(), wanted, self.priority)
+        except EdgeError:
+            raise
+        except Exception as error:
+            self.close()
+            raise BackendError(
+                explain("A step of the model", expected="to run", found=error, todo="Open a new session.")
+            ) from error
+
+    def _memory(self) -> States:
+        if self._states is None:
+            self._states = self.model.steps.empty_states()
+        return self._states
+
+    def _recall(self) -> list[int]:
+        """Takes over the longest known beginning of what waits, if nothing was fed yet.
+
+        Returns the positions whose states are worth remembering.
+        """
+        prefixes, start = self.model.prefixes, self.position
+        if prefixes is None:
+            return []
+        ids = self.everything
+        if start == 0 and (snapshot := prefixes.longest(ids)) is not None:
+            self._states = self.model.steps.load_states(snapshot)
+            self.cached_tokens = start = snapshot.length
+            self._tokens, self._pending = ids[:start], ids[start:]
+        return prefixes.plan(ids, start)
+
+    def _conversation(self) -> dict[str, Any]:
+        return {
+            "messages": [dict(message) for message in self.messages],
+            "pending": list(self._pending),
+            "text": self._text,
+            "preamble": self._preamble,
+        }
+
+    def resume(self, token_ids: list[int], states: States, conversation: dict[str, Any]) -> None:
+        """Goes on from what another session said and read."""
+        self._tokens, self._states, self.messages = token_ids, states, conversation["messages"]
+        self._pending, self._text = conversation["pending"], conversation["text"]
+        self._preamble = conversation["preamble"]
+
+    def _add(self, prompt: Prompt | None) -> None:
+        """Puts a prompt's tokens among those that are to be fed. Raises PromptError, and changes nothing then."""
+        if prompt is None:
+            if not self._pending:
+                raise PromptError(
+                    explain("The prompt", expected="one", found="none, and nothing was read", todo="Say something.")
+                )
+            self._check_room(len(self.everything) + 1)
+            self._end_answer()
+            return
+        codec = self.model.codec
+        messages = [*self.messages, *codec.messages(prompt)]
+        text = self._preamble + codec.render(messages)
+        said = self.everything
+        new = self._continuation(text, said)
+        if new is None:
+            said, new = [], codec.encode(text)
+        self._check_room(len(said) + len(new) + 1)
+        self._end_answer()
+        if not said:
+            self._forget()
+        self.messages, self._text, self.cached_tokens = messages, text, 0
+        self._pending += new
+
+    def _continuation(self, text: str, said: list[int]) -> list[int] | None:
+        """The tokens that lead from what was said to a text, or None if it begins otherwise.
+
+        By the text, since a model need not have said it in the tokens that the tokenizer would choose; or by the
+        tokens, since a tokenizer of words drops spaces.
+        """
+        codec = self.model.codec
+        if text.startswith(self._text):
+            return codec.encode(text[len(self._text) :])
+        ids = codec.encode(text)
+        return ids[len(said) :] if ids[: len(said)] == said else None
+
+    def _check_room(self, positions: int) -> None:
+        if positions > self.max_context:
+            raise PromptError(
+                explain(
+                    "The prompt",
+                    expected=f"at most {self.max_context} tokens with what was said and an answer of one "
+                    f"(the context holds {self.max_context})",
+                    found=f"{positions} tokens",
+                    todo="Shorten it or open a new session.",
+                )
+            )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConfigError(explain("The session", expected="an open one", found="closed", todo="Open a new one."))
