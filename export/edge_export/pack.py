@@ -10,14 +10,14 @@ from typing import Literal
 import msgspec
 import onnx
 
-from edge_export.checkpoint import Checkpoint
+from edge_export.checkpoint import Checkpoint, fingerprint
 from edge_export.quantize import Convert, as_it_is, convert, in_bfloat16, quantized
 from edge_export.torch_model import HybridLM
 from edge_export.trace import save_graph, trace
 from edge_export.weights import Progress, silent, stored_leaves, write_weights
 from edge_sdk.bundle import GRAPH, WEIGHTS, Bundle, write_bundle
 from edge_sdk.errors import CheckpointError, explain
-from edge_sdk.files import resumable_directory, sha256
+from edge_sdk.files import resumable_directory
 from edge_sdk.model import ModelConfig
 from edge_sdk.text import TEMPLATE_FILE, TOKENIZER_FILE
 
@@ -75,7 +75,7 @@ def export_graph(checkpoint: Path, folder: Path, storage: Storage, progress: Pro
     notes = {
         MODEL_KEY: msgspec.json.encode(storage.describe(source.config)).decode(),
         WEIGHTS_KEY: storage.label,
-        CHECKPOINT_KEY: _fingerprint(checkpoint),
+        CHECKPOINT_KEY: fingerprint(checkpoint),
         "edge.exported_with": f"edge-sdk {version('edge-sdk')}, torch {version('torch')}, onnx {version('onnx')}",
     }
     with resumable_directory(folder, key=json.dumps(notes, sort_keys=True)) as new:
@@ -96,7 +96,7 @@ def make_bundle(checkpoint: Path, graph: Path, target: Path) -> Bundle:
             raise CheckpointError(explain(str(path), expected="a file", found="none", todo="Export it first."))
     proto = onnx.load(str(graph / GRAPH), load_external_data=False)
     notes = {item.key: item.value for item in proto.metadata_props}
-    if notes.get(CHECKPOINT_KEY) != _fingerprint(checkpoint) or MODEL_KEY not in notes:
+    if notes.get(CHECKPOINT_KEY) != fingerprint(checkpoint) or MODEL_KEY not in notes:
         raise CheckpointError(
             explain(
                 str(graph / GRAPH),
@@ -107,9 +107,3 @@ def make_bundle(checkpoint: Path, graph: Path, target: Path) -> Bundle:
         )
     model = msgspec.json.decode(notes.pop(MODEL_KEY), type=ModelConfig)
     return write_bundle(target, sources, model=model, weights=notes.pop(WEIGHTS_KEY), provenance=notes)
-
-
-def _fingerprint(checkpoint: Path) -> str:
-    """Hash of the config and all weight files."""
-    parts = [checkpoint / "config.json", *sorted(checkpoint.glob("*.safetensors"))]
-    return "+".join(sha256(part)[:16] for part in parts)
