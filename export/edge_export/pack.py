@@ -11,6 +11,7 @@ import msgspec
 import onnx
 
 from edge_export.checkpoint import Checkpoint, fingerprint
+from edge_export.plan import plan_digest, read_plan
 from edge_export.quantize import Convert, as_it_is, convert, in_bfloat16, quantized
 from edge_export.torch_model import HybridLM
 from edge_export.trace import save_graph, trace
@@ -64,23 +65,33 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
         return convert(model, self.convert())
 
 
-def export_graph(checkpoint: Path, folder: Path, storage: Storage, progress: Progress = silent) -> None:
+def export_graph(
+    checkpoint: Path, folder: Path, storage: Storage, progress: Progress = silent, plan: Path | None = None
+) -> None:
     """Traces a checkpoint, its weights stored as ``storage`` says, into ``folder``: model.onnx and its weights.
 
     No weight is read to trace. Then they are read, converted and written one after another: the memory needed is
-    that of the largest. An export that was interrupted goes on where it was, if nothing it depends on has changed.
+    that of the largest. With ``plan``, a folder that ``edge-export quantize`` wrote, the weights are stored as it says
+    and only the states as ``storage`` does. An export that was interrupted goes on where it was, if nothing it depends on has changed.
     Raises CheckpointError for a checkpoint that contradicts its config, and OSError early if the disk is too full.
     """
     source = Checkpoint(checkpoint)
+    shapes = make = storage.convert()
+    label = storage.label
+    if plan is not None:
+        choice = read_plan(plan, checkpoint, source.config)
+        shapes, make, label = choice.convert(None), choice.convert(plan), choice.label
     notes = {
         MODEL_KEY: msgspec.json.encode(storage.describe(source.config)).decode(),
-        WEIGHTS_KEY: storage.label,
+        WEIGHTS_KEY: label,
         CHECKPOINT_KEY: fingerprint(checkpoint),
         "edge.exported_with": f"edge-sdk {version('edge-sdk')}, torch {version('torch')}, onnx {version('onnx')}",
     }
+    if plan is not None:
+        notes["edge.plan_sha256"] = plan_digest(plan)
     with resumable_directory(folder, key=json.dumps(notes, sort_keys=True)) as new:
-        graph = trace(source.config, storage.convert(), storage.describe)
-        write_weights(graph, stored_leaves(source, storage.convert()), new / WEIGHTS, progress)
+        graph = trace(source.config, shapes, storage.describe)
+        write_weights(graph, stored_leaves(source, make), new / WEIGHTS, progress)
         save_graph(graph, storage.describe(source.config), new / GRAPH, notes)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Optional
 import msgspec
 import torch
 import typer
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
@@ -141,6 +141,15 @@ def bytes_written(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+@contextmanager
+def steps_done(what: str) -> Iterator[Callable[[int, int], None]]:
+    """As :func:`bytes_written`, counting steps."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with ProgressBar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 @app.command()
 def onnx(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder in Hugging Face format.")],
@@ -152,6 +161,9 @@ def onnx(
     state_dtype: Annotated[str, typer.Option(help="Of the scan's states between steps: float32 or float16.")] = (
         "float32"
     ),
+    plan: Annotated[
+        Optional[Path], typer.Option(help="Folder that `edge-export quantize` wrote: it says how weights are stored.")
+    ] = None,
 ) -> None:
     """Trace a checkpoint to one ONNX graph for prefill and decode."""
     started = time.perf_counter()
@@ -164,8 +176,8 @@ def onnx(
     }
     storage = msgspec.convert(choices, Storage)
     with bytes_written("weights") as progress:
-        export_graph(checkpoint, out, storage, progress)
-    console.print(f"{out}/model.onnx: {weights}, traced and checked in {time.perf_counter() - started:.1f} s")
+        export_graph(checkpoint, out, storage, progress, plan)
+    console.print(f"{out}/model.onnx: {plan or weights}, traced and checked in {time.perf_counter() - started:.1f} s")
 
 
 @app.command()
