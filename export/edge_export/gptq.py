@@ -1,4 +1,4 @@
-"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): rounds a weight so that its product with calibration data changes little.
+"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): rounds a weight so that its products with given inputs change little.
 
 The result has the same blocks and scales as rounding to nearest, so whatever reads one reads the other.
 """

@@ -72,8 +72,9 @@ def export_graph(
 
     No weight is read to trace. Then they are read, converted and written one after another: the memory needed is
     that of the largest. With ``plan``, a folder that ``edge-export quantize`` wrote, the weights are stored as it says
-    and only the states as ``storage`` does. An export that was interrupted goes on where it was, if nothing it depends on has changed.
-    Raises CheckpointError for a checkpoint that contradicts its config, and OSError early if the disk is too full.
+    and only the states as ``storage`` does. An export that was interrupted goes on where it was, if nothing it depends
+    on has changed. Raises CheckpointError for a checkpoint that contradicts its config, ConfigError for a plan that is
+    not this checkpoint's, and OSError early if the disk is too full.
     """
     source = Checkpoint(checkpoint)
     shapes = make = storage.convert()

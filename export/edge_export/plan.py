@@ -1,4 +1,4 @@
-"""Which leaf of a model is stored how: the file that ``edge-export quantize`` writes and ``edge-export onnx`` applies."""
+"""Which leaf of a model is stored how: what ``edge-export quantize`` writes and ``edge-export onnx`` applies."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return f"{mixed}-block{self.block_size}-{self.method}"
 
     def convert(self, folder: Path | None) -> Convert:
-        """What becomes of a model's leaves, with the integers that stand in ``folder``; None gives their shapes alone."""
+        """What becomes of a model's leaves, with the integers that stand in ``folder``; None: rounded to nearest."""
 
         def make(name: str, module: nn.Module) -> nn.Module | None:
             if isinstance(module, nn.Embedding):

@@ -143,8 +143,7 @@ def _compressed_formats(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     named = {name: group.get("format") for name, group in groups.items() if group.get("format")}
     if config.get("format") != "mixed-precision" or not named:
         named["format"] = config.get("format")
-    for where, found in named.items():
-        yield where, found
+    yield from named.items()
     for name, group in groups.items():
         # "naive-quantized" says little: only floats of eight bits are meant here.
         weights = group.get("weights") or {}

@@ -18,9 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from edge_export import importing, weights
 from edge_export.checkpoint import Checkpoint, TensorFiles, load_model
+from edge_export.cli import app
 from edge_export.importing import import_checkpoint
 from edge_export.pack import Storage, export_graph
 from edge_export.prequantized import decode_fp8
@@ -211,7 +213,9 @@ def test_a_killed_import_goes_on_where_it_was(
 
 def test_vectors_keep_their_type_and_matrices_get_the_one_asked_for(checkpoint: Path, tmp_path: Path) -> None:
     for dtype in ("float32", "bfloat16"):
-        import_checkpoint(checkpoint, tmp_path / dtype, dtype)  # type: ignore[arg-type]
+        command = ["import", checkpoint, "--out", tmp_path / dtype, "--dtype", dtype]
+        result = CliRunner().invoke(app, list(map(str, command)), catch_exceptions=False)
+        assert result.exit_code == 0, result.output
         (path,) = (tmp_path / dtype).glob("*.safetensors")
         tensors = load_file(path)
         assert tensors["backbone.layers.0.mixer.A_log"].dtype == torch.bfloat16
