@@ -75,9 +75,7 @@ class Stream(Iterator[Token], AsyncIterator[Token]):
     def close(self) -> None:
         """Ends the answer where it is and gives its place to others; for the thread that iterates over it."""
         self.cancel()
-        if (
-            inspect.getgeneratorstate(self._made) != inspect.GEN_RUNNING
-        ):  # else a step of it fails right now, and with it the iteration
+        if inspect.getgeneratorstate(self._made) != inspect.GEN_RUNNING:  # it is while a step of it fails
             self._made.close()
         self.finish_reason = self.finish_reason or "cancelled"
 

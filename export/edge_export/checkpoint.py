@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edge_export.families import family_of
+from edge_export.prequantized import StoredTensor, quantization_config, recipes
 from edge_export.torch_model import HybridLM
 from edge_sdk.errors import CheckpointError, explain
-from edge_sdk.files import new_directory
+from edge_sdk.files import new_directory, sha256
 from edge_sdk.model import ModelConfig
 
 log = logging.getLogger("edge_export")
@@ -47,43 +48,56 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 class TensorFiles(Mapping[str, tuple[int, ...]]):
-    """The tensors of a folder's safetensors files, name -> shape, read on demand."""
+    """The tensors of a folder's safetensors files, name -> shape, read on demand.
 
-    def __init__(self, folder: Path) -> None:
+    Those that ``quantization`` (a config.json's ``quantization_config``) stores as FP8 or NVFP4 are float32 tensors
+    here, and their scales are not seen (:mod:`edge_export.prequantized`).
+    """
+
+    def __init__(self, folder: Path, quantization: Mapping[str, Any] | None = None) -> None:
         paths = sorted(folder.glob("*.safetensors"))
         if not paths:
             raise CheckpointError(
                 explain(str(folder), expected="*.safetensors files", found="none", todo="Download the weights.")
             )
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        stored: dict[str, StoredTensor] = {}
         self._paths: dict[str, Path] = {}
         for path in paths:
             try:
                 with safe_open(path, framework="pt") as file:
                     for name in file.keys():  # noqa: SIM118
-                        self._shapes[name] = tuple(file.get_slice(name).get_shape())
+                        part = file.get_slice(name)
+                        stored[name] = StoredTensor(tuple(part.get_shape()), part.get_dtype())
                         self._paths[name] = path
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
                     explain(str(path), expected="a safetensors file", found=error, todo="Copy it again.")
                 ) from None
+        self._recipes = recipes(stored, quantization or {})
 
     def __getitem__(self, name: str) -> tuple[int, ...]:
-        return self._shapes[name]
+        return self._recipes[name].shape
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
+        return iter(self._recipes)
 
     def __len__(self) -> int:
-        return len(self._shapes)
+        return len(self._recipes)
+
+    def quantized(self, name: str) -> bool:
+        """Whether a tensor is stored as FP8 or NVFP4."""
+        return self._recipes[name].kind != "plain"
 
     def read(self, names: Sequence[str]) -> list[Tensor]:
-        """Tensors as they are stored. Files are mapped only until the tensors are freed."""
+        """Tensors as they are stored, or dequantised. Files are mapped only until the tensors are freed."""
+        wanted = [source for name in names for source in self._recipes[name].sources]
         read: dict[str, Tensor] = {}
-        for path in {self._paths[name] for name in names}:
+        for path in {self._paths[name] for name in wanted}:
             with safe_open(path, framework="pt") as file:
-                read |= {name: file.get_tensor(name) for name in names if self._paths[name] == path}
-        return [read[name] for name in names]
+                read |= {name: file.get_tensor(name) for name in wanted if self._paths[name] == path}
+        return [
+            recipe.decode([read[name] for name in recipe.sources]) for recipe in (self._recipes[name] for name in names)
+        ]
 
 
 class Checkpoint:
@@ -96,7 +110,7 @@ class Checkpoint:
         raw = read_raw_config(folder)
         family = family_of(raw)
         self.config: ModelConfig = family.parse_config(raw)
-        self.files = TensorFiles(folder)
+        self.files = TensorFiles(folder, quantization_config(folder, raw))
         self._found = {_usual_name(name, getattr(family, "OTHER_PREFIXES", {})): name for name in self.files}
         self._leave_out_missing_head(getattr(family, "MTP_PREFIX", ""))
         with torch.device("meta"):
@@ -134,13 +148,19 @@ class Checkpoint:
         return problems + [f"{name} is not part of the model" for name in sorted(surplus)]
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor of ``HybridLM``'s state dict, in the type that it is stored in."""
+        """A tensor of ``HybridLM``'s state dict, in the type that it is stored in; float32 if that is FP8 or NVFP4."""
         if name == "lm_head.weight" and self.config.tie_embeddings:
             name = "embeddings.weight"
         if name not in self._maps:  # the bias of a convolution that has none
             return torch.zeros(self._shapes[name])
         item = self._maps[name]
         return item.join(self.files.read([self._found[theirs] for theirs in item.theirs]))
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash of a checkpoint's config and all its weight files."""
+    parts = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    return "+".join(sha256(part)[:16] for part in parts)
 
 
 def load_model(folder: Path) -> HybridLM:

@@ -61,9 +61,10 @@ def run(
 
 
 if find_spec("torch") is not None:  # a board has none, and needs only the command above
-    from edge_export import torch_commands
+    from edge_export import quantize_commands, torch_commands
 
     app.registered_commands.extend(torch_commands.app.registered_commands)
+    app.registered_commands.extend(quantize_commands.app.registered_commands)
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ from typing import Literal
 import msgspec
 import onnx
 
-from edge_export.checkpoint import Checkpoint
+from edge_export.checkpoint import Checkpoint, fingerprint
+from edge_export.plan import plan_digest, read_plan
 from edge_export.quantize import Convert, as_it_is, convert, in_bfloat16, quantized
 from edge_export.rollback import rollback_graph
 from edge_export.torch_model import HybridLM
@@ -19,7 +20,7 @@ from edge_export.trace import save_graph, trace, trace_draft
 from edge_export.weights import Progress, silent, stored_leaves, write_weights
 from edge_sdk.bundle import GRAPH, WEIGHTS, Bundle, write_bundle
 from edge_sdk.errors import CheckpointError, explain
-from edge_sdk.files import resumable_directory, sha256
+from edge_sdk.files import resumable_directory
 from edge_sdk.model import ModelConfig
 from edge_sdk.speculation import DRAFT, ROLLBACK, GraphSpec, extra_graphs
 from edge_sdk.text import TEMPLATE_FILE, TOKENIZER_FILE
@@ -75,29 +76,39 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
         return convert(model, self.convert())
 
 
-def export_graph(checkpoint: Path, folder: Path, storage: Storage, progress: Progress = silent) -> None:
+def export_graph(
+    checkpoint: Path, folder: Path, storage: Storage, progress: Progress = silent, plan: Path | None = None
+) -> None:
     """Traces a checkpoint, its weights stored as ``storage`` says, into ``folder``: model.onnx and its weights.
 
     With ``storage.speculation`` also the graphs of ``edge_sdk.speculation``, whose weights are in the same file.
 
     No weight is read to trace. Then they are read, converted and written one after another: the memory needed is
-    that of the largest. An export that was interrupted goes on where it was, if nothing it depends on has changed.
-    Raises CheckpointError for a checkpoint that contradicts its config, and OSError early if the disk is too full.
+    that of the largest. With ``plan``, a folder that ``edge-export quantize`` wrote, the weights are stored as it says
+    and only the states as ``storage`` does. An export that was interrupted goes on where it was, if nothing it depends
+    on has changed. Raises CheckpointError for a checkpoint that contradicts its config, ConfigError for a plan that is
+    not this checkpoint's, and OSError early if the disk is too full.
     """
     source = Checkpoint(checkpoint)
-    config, make = source.config, storage.convert()
+    config, label = source.config, storage.label
+    shapes = make = storage.convert()
+    if plan is not None:
+        choice = read_plan(plan, checkpoint, config)
+        shapes, make, label = choice.convert(None), choice.convert(plan), choice.label
     stored = storage.describe(config)
     extra = extra_graphs(stored)
     notes = {
         MODEL_KEY: msgspec.json.encode(stored).decode(),
-        WEIGHTS_KEY: storage.label,
-        CHECKPOINT_KEY: _fingerprint(checkpoint),
+        WEIGHTS_KEY: label,
+        CHECKPOINT_KEY: fingerprint(checkpoint),
         "edge.exported_with": f"edge-sdk {version('edge-sdk')}, torch {version('torch')}, onnx {version('onnx')}",
     }
+    if plan is not None:
+        notes["edge.plan_sha256"] = plan_digest(plan)
     with resumable_directory(folder, key=json.dumps(notes, sort_keys=True)) as new:
-        graphs = {GRAPH: trace(config, make, storage.describe)}
+        graphs = {GRAPH: trace(config, shapes, storage.describe)}
         if DRAFT in extra:
-            graphs[DRAFT] = trace_draft(config, make, storage.describe)
+            graphs[DRAFT] = trace_draft(config, shapes, storage.describe)
         write_weights(list(graphs.values()), stored_leaves(source, make), new / WEIGHTS, progress)
         if ROLLBACK in extra:
             graphs[ROLLBACK] = rollback_graph(graphs[GRAPH], extra[ROLLBACK])
@@ -115,7 +126,7 @@ def make_bundle(checkpoint: Path, graph: Path, target: Path) -> Bundle:
     _require_files(sources)
     proto = onnx.load(str(graph / GRAPH), load_external_data=False)
     notes = {item.key: item.value for item in proto.metadata_props}
-    if notes.get(CHECKPOINT_KEY) != _fingerprint(checkpoint) or MODEL_KEY not in notes:
+    if notes.get(CHECKPOINT_KEY) != fingerprint(checkpoint) or MODEL_KEY not in notes:
         raise CheckpointError(
             explain(
                 str(graph / GRAPH),
@@ -135,9 +146,3 @@ def _require_files(sources: Mapping[str, Path]) -> None:
     for path in sources.values():
         if not path.is_file():
             raise CheckpointError(explain(str(path), expected="a file", found="none", todo="Export it first."))
-
-
-def _fingerprint(checkpoint: Path) -> str:
-    """Hash of the config and all weight files."""
-    parts = [checkpoint / "config.json", *sorted(checkpoint.glob("*.safetensors"))]
-    return "+".join(sha256(part)[:16] for part in parts)

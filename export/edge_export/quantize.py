@@ -51,12 +51,21 @@ CHUNK_NUMBERS = 1 << 22
 
 
 def _quantize_part(weight: Tensor, bits: int, block_size: int) -> tuple[Tensor, Tensor]:
-    limit = 2 ** (bits - 1)
     blocks = weight.unflatten(-2, (-1, block_size))
+    scales = block_scales(blocks, bits)
+    return round_to(blocks, scales.unsqueeze(-2), bits).to(torch.int8).flatten(-3, -2), scales
+
+
+def block_scales(blocks: Tensor, bits: int) -> Tensor:
+    """The scales (..., out) of blocks (..., block_size, out), as :func:`quantize_blocks` says."""
     extreme = blocks.gather(-2, blocks.abs().argmax(-2, keepdim=True)).squeeze(-2)
-    scales = _rounded_to_float16(torch.where(extreme == 0, torch.ones_like(extreme), extreme / -limit))
-    values = (blocks / scales.unsqueeze(-2)).round().clamp(-limit, limit - 1)
-    return values.to(torch.int8).flatten(-3, -2), scales
+    return _rounded_to_float16(torch.where(extreme == 0, torch.ones_like(extreme), extreme / -(2 ** (bits - 1))))
+
+
+def round_to(values: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """The integers, still as floats, that come nearest to values over their scales."""
+    limit = 2 ** (bits - 1)
+    return (values / scales).round().clamp(-limit, limit - 1)
 
 
 def _rounded_to_float16(scales: Tensor) -> Tensor:
@@ -79,12 +88,17 @@ def unpack_int4(packed: Tensor) -> Tensor:
 class BlockWeight(nn.Module):
     """A quantised weight (..., in, out): its integers, packed if int4, and its scales."""
 
+    scales: Tensor
+
     def __init__(self, weight: Tensor, bits: int, block_size: int) -> None:
         super().__init__()
-        values, self.scales = (nn.Buffer(tensor) for tensor in quantize_blocks(weight, bits, block_size))
         self.bits, self.block_size = bits, block_size
-        stored = pack_int4(values) if bits == 4 else values
-        self.register_buffer(self._name, stored)
+        self.hold(*quantize_blocks(weight, bits, block_size))
+
+    def hold(self, values: Tensor, scales: Tensor) -> None:
+        """Takes int8 values (..., in, out) and scales (..., in / block_size, out) that were chosen in another way."""
+        self.register_buffer(self._name, pack_int4(values) if self.bits == 4 else values)
+        self.register_buffer("scales", scales)
 
     @property
     def _name(self) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated, Optional
 
 import msgspec
 import torch
 import typer
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
@@ -27,6 +27,7 @@ from edge_export.recipes import DistilRecipe, TrainRecipe, read_recipe
 from edge_export.terminal import console
 from edge_export.torch_model import HybridLM
 from edge_export.training import Trainer, cross_entropy, plot_losses
+from edge_export.weights import Progress
 from edge_sdk.errors import ConfigError, explain
 from edge_sdk.files import new_file
 from edge_sdk.model import ModelConfig
@@ -133,12 +134,21 @@ def plot(
 
 
 @contextmanager
-def bytes_written(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with bytes and the time left, on a terminal; called with what is done and what there is."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+def _progress(what: str, count: ProgressColumn) -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
     with ProgressBar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def bytes_written(what: str) -> AbstractContextManager[Progress]:
+    """A bar with bytes and the time left, on a terminal; called with what is done and what there is."""
+    return _progress(what, DownloadColumn())
+
+
+def steps_done(what: str) -> AbstractContextManager[Progress]:
+    """As :func:`bytes_written`, counting steps."""
+    return _progress(what, MofNCompleteColumn())
 
 
 @app.command()
@@ -155,6 +165,9 @@ def onnx(
     speculation: Annotated[bool, typer.Option(help="Also export what drafting tokens and taking them back needs.")] = (
         False
     ),
+    plan: Annotated[
+        Optional[Path], typer.Option(help="Folder that `edge-export quantize` wrote: it says how weights are stored.")
+    ] = None,
 ) -> None:
     """Trace a checkpoint to one ONNX graph for prefill and decode."""
     started = time.perf_counter()
@@ -168,8 +181,8 @@ def onnx(
     }
     storage = msgspec.convert(choices, Storage)
     with bytes_written("weights") as progress:
-        export_graph(checkpoint, out, storage, progress)
-    console.print(f"{out}/model.onnx: {weights}, traced and checked in {time.perf_counter() - started:.1f} s")
+        export_graph(checkpoint, out, storage, progress, plan)
+    console.print(f"{out}/model.onnx: {plan or weights}, traced and checked in {time.perf_counter() - started:.1f} s")
 
 
 @app.command()

@@ -115,7 +115,8 @@ def write_weights(
     total = sum(place.length for place in all_places)
     note = path.with_name(path.name + ".done")
     done = set(note.read_text(encoding="utf-8").splitlines()) if note.exists() and path.exists() else set()
-    _require_room(path, size)
+    already = path.stat().st_blocks * 512 if path.exists() else 0
+    require_room(path.parent, size - already)
     with path.open("r+b" if done else "wb") as file, note.open("a" if done else "w", encoding="utf-8") as notes:
         file.truncate(size)
         unsure: list[str] = []
@@ -179,15 +180,15 @@ def _without_bytes(graphs: Sequence[onnx_ir.Model]) -> dict[str, list[Any]]:
     return found
 
 
-def _require_room(path: Path, total: int) -> None:
-    already = path.stat().st_blocks * 512 if path.exists() else 0
-    free = shutil.disk_usage(path.parent).free
-    if total - already > free:
+def require_room(folder: Path, needed_bytes: int) -> None:
+    """Raises OSError if a folder's disk has less room."""
+    free = shutil.disk_usage(folder).free
+    if needed_bytes > free:
         raise OSError(
             errno.ENOSPC,
             explain(
-                str(path.parent),
-                expected=f"{(total - already) / 1e9:.1f} GB of room",
+                str(folder),
+                expected=f"{needed_bytes / 1e9:.1f} GB of room",
                 found=f"{free / 1e9:.1f} GB",
                 todo="Make room, or export to another disk.",
             ),

@@ -1,0 +1,113 @@
+"""Token sequences to quantise by: read from pairs or text, padded to batches, scored by the logits."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edge_export.torch_model import HybridLM
+from edge_sdk.errors import ConfigError, explain
+from edge_sdk.text import TextCodec
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Padded token ids (batch, length); of row r the ``lengths[r]`` first are there, scored from ``first[r]`` on."""
+
+    ids: Tensor
+    lengths: Tensor
+    first: Tensor
+
+    def present(self) -> Tensor:
+        """Where tokens are, (batch, length) of bool."""
+        return torch.arange(self.ids.shape[1]) < self.lengths[:, None]
+
+    def scored(self) -> Tensor:
+        """Positions (batch, length - 1) of bool whose next token counts."""
+        places = torch.arange(self.ids.shape[1] - 1)
+        return (places >= self.first[:, None] - 1) & (places < self.lengths[:, None] - 1)
+
+
+def read_sequences(
+    path: Path, codec: TextCodec, end: int | None, *, samples: int, max_length: int
+) -> list[tuple[list[int], int]]:
+    """The first ``samples`` sequences of a file, each with the position that scoring begins at.
+
+    A .jsonl file holds {"prompt", "completion"} (the completion counts, ``end`` behind it) or {"text"} in each line;
+    any other is text, cut into pieces of ``max_length`` tokens. Raises ConfigError for a line that is neither.
+    """
+    if path.suffix != ".jsonl":
+        ids = codec.encode(path.read_text(encoding="utf-8"))
+        found = [(ids[at : at + max_length], 1) for at in range(0, len(ids), max_length)][:samples]
+    else:
+        with path.open(encoding="utf-8") as file:
+            found = [_read_line(path, number, line, codec, end) for number, line in zip(range(1, samples + 1), file)]
+    found = [(ids[:max_length], first) for ids, first in found if len(ids) > 1]
+    if not found:
+        raise ConfigError(explain(str(path), expected="sequences of tokens", found="none", todo="Give other data."))
+    return found
+
+
+def _read_line(path: Path, number: int, line: str, codec: TextCodec, end: int | None) -> tuple[list[int], int]:
+    try:
+        raw = json.loads(line)
+        if "text" in raw:
+            return codec.encode(raw["text"]), 1
+        prompt = codec.encode_prompt(raw["prompt"])
+        return [*prompt, *codec.encode(raw["completion"]), *([] if end is None else [end])], len(prompt)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            explain(
+                f"{path}, line {number}",
+                expected='{"prompt": ..., "completion": ...} or {"text": ...}',
+                found=repr(error),
+                todo="Correct the line.",
+            )
+        ) from None
+
+
+def batched(sequences: Sequence[tuple[list[int], int]], tokens: int = 4096) -> list[Sequences]:
+    """Batches of similar lengths, of about ``tokens`` each."""
+    batches, order = [], sorted(sequences, key=lambda item: len(item[0]))
+    while order:
+        rows = max(1, tokens // len(order[-1][0]))
+        group, order = order[-rows:], order[:-rows]
+        ids = torch.zeros(len(group), max(len(row) for row, _ in group), dtype=torch.int64)
+        for at, (row, _) in enumerate(group):
+            ids[at, : len(row)] = torch.tensor(row)
+        lengths, first = torch.tensor([len(row) for row, _ in group]), torch.tensor([at for _, at in group])
+        batches.append(Sequences(ids, lengths, first))
+    return batches
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How a model does on sequences, and how close to the float one it stays.
+
+    ``kl``: KL divergence of its next-token distributions from the float model's, in nats per token.
+    """
+
+    perplexity: float
+    top1_agreement: float
+    kl: float
+
+
+@torch.no_grad()
+def compare(changed: HybridLM, model: HybridLM, batches: Sequence[Sequences]) -> Quality:
+    """Scores ``changed`` on the positions that count, next to ``model``."""
+    loss = kl = agreeing = count = 0.0
+    for batch in batches:
+        at = batch.scored()
+        expected, found = (F.log_softmax(each(batch.ids)[:, :-1][at].float(), -1) for each in (model, changed))
+        loss += float(F.nll_loss(found, batch.ids[:, 1:][at], reduction="sum"))
+        kl += float(F.kl_div(found, expected, reduction="sum", log_target=True))
+        agreeing += float((found.argmax(-1) == expected.argmax(-1)).sum())
+        count += float(at.sum())
+    return Quality(perplexity=math.exp(loss / count), top1_agreement=agreeing / count, kl=kl / count)
