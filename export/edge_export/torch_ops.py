@@ -98,9 +98,10 @@ def route(
     topk_group: int,
     norm_topk_prob: bool,
     routed_scaling_factor: float,
+    scoring: str = "sigmoid",
 ) -> tuple[Tensor, Tensor]:
     """Chosen experts and their weights, each (tokens, top_k), from router logits (tokens, experts)."""
-    scores = router_logits.sigmoid()
+    scores = router_logits.sigmoid() if scoring == "sigmoid" else router_logits.softmax(-1)
     choice = scores.detach() + correction_bias
     if topk_group < n_group:
         grouped = choice.view(-1, n_group, choice.shape[-1] // n_group)

@@ -15,10 +15,16 @@ Activation activation_of(const std::string& name) {
   throw std::invalid_argument("activation: expected relu2, gelu or silu_gated, found " + name + ".");
 }
 
+Scoring scoring_of(const std::string& name) {
+  if (name == "sigmoid") return Scoring::kSigmoid;
+  if (name == "softmax") return Scoring::kSoftmax;
+  throw std::invalid_argument("scoring: expected sigmoid or softmax, found " + name + ".");
+}
+
 Floats moe(const Floats& x, const Floats& router_logits, const Floats& correction_bias, const py::array& up_weight,
            const py::array& down_weight, int64_t top_k, int64_t n_group, int64_t topk_group, bool norm_topk_prob,
            float routed_scaling_factor, const Scales& up_scales, const Scales& down_scales, int64_t block_size,
-           const std::string& activation, int bits, const std::string& type) {
+           const std::string& activation, const std::string& scoring, int bits, const std::string& type) {
   Device device;
   cuda::MoeArgs args{};
   args.type = activation_type(type);
@@ -33,6 +39,7 @@ Floats moe(const Floats& x, const Floats& router_logits, const Floats& correctio
   args.norm_topk_prob = norm_topk_prob;
   args.routed_scaling_factor = routed_scaling_factor;
   args.activation = activation_of(activation);
+  args.scoring = scoring_of(scoring);
   expect(x, "x", {-1, -1, args.width});
   expect(router_logits, "router_logits", {x.shape(0), x.shape(1), args.experts});
   expect(correction_bias, "correction_bias", {args.experts});
@@ -54,7 +61,7 @@ void bind_moe(py::module_& m) {
   m.def("moe", &moe, py::kw_only(), arg("x"), arg("router_logits"), arg("correction_bias"), arg("up_weight"),
         arg("down_weight"), arg("top_k"), arg("n_group"), arg("topk_group"), arg("norm_topk_prob"),
         arg("routed_scaling_factor"), arg("up_scales") = none, arg("down_scales") = none, arg("block_size") = 0,
-        arg("activation") = "relu2", arg("bits") = 8, arg("type") = "float32");
+        arg("activation") = "relu2", arg("scoring") = "sigmoid", arg("bits") = 8, arg("type") = "float32");
 }
 
 }  // namespace edge::test

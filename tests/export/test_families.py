@@ -39,6 +39,7 @@ DECODER = COMMON | {
     "num_key_value_heads": 2,
     "intermediate_size": 96,
 }
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 5e4,
@@ -85,20 +86,66 @@ TINY = {
         },
     ),
     "bamba": Family(
-        DECODER
-        | {
-            "num_hidden_layers": 3,
-            "attn_layer_indices": [1],
-            "mamba_n_heads": 8,
-            "mamba_d_head": 16,
-            "mamba_d_state": 16,
-        },
+        DECODER | MAMBA | {"num_hidden_layers": 3, "attn_layer_indices": [1]},
         {
             "biases": {"attention_bias": True, "mlp_bias": True, "mamba_proj_bias": True},
             "no-conv-bias": {"mamba_conv_bias": False},
             "tied": {"tie_word_embeddings": True},
             "time-step-limit": {"time_step_limit": [0.01, 0.05]},
-            "head-dim-by-itself": {"mamba_d_head": "auto"},
+            "groups": {"mamba_n_groups": 2, "mamba_d_head": "auto"},
+        },
+    ),
+    "granitemoehybrid": Family(
+        DECODER
+        | MAMBA
+        | {
+            "num_hidden_layers": 3,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "intermediate_size": 32,
+            "shared_intermediate_size": 96,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 3,
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 6.0,
+        },
+        {
+            "biases": {"attention_bias": True, "mamba_proj_bias": True, "mamba_conv_bias": False},
+            "rope": {"position_embedding_type": "rope", "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}},
+            "no-experts": {"num_local_experts": 0, "num_experts_per_tok": 0, "tie_word_embeddings": True},
+            "only-attention": {"layer_types": ["full_attention"] * 3, "position_embedding_type": "rope"},
+            "groups": {"mamba_n_groups": 2, "mamba_d_head": "auto", "layer_types": ["linear_attention"] * 3},
+            "time-step-limit": {"time_step_limit": [0.01, 0.05]},
+        },
+    ),
+    "falcon_h1": Family(
+        DECODER
+        | MAMBA
+        | {
+            "mamba_d_ssm": 128,
+            "embedding_multiplier": 5.6,
+            "lm_head_multiplier": 0.039,
+            "mlp_multipliers": [0.88, 0.17],
+            "key_multiplier": 0.7,
+            "attention_in_multiplier": 0.9,
+            "attention_out_multiplier": 0.94,
+            "ssm_multipliers": [0.35, 0.25, 0.7, 0.5, 0.31],
+            "ssm_in_multiplier": 1.25,
+            "ssm_out_multiplier": 0.24,
+        },
+        {
+            "biases": {"attention_bias": True, "mlp_bias": True, "mamba_proj_bias": True, "projectors_bias": True},
+            "output-bias": {"projectors_bias": True, "mamba_conv_bias": False, "tie_word_embeddings": True},
+            "norm": {"mamba_rms_norm": True, "mamba_norm_before_gate": False, "mamba_n_groups": 2},
+            "groups": {"mamba_n_groups": 2, "mamba_d_ssm": None, "head_dim": 24},
+            "time-step-limit": {"time_step_limit": [0.01, 0.05]},
+            "no-multipliers": {
+                **dict.fromkeys(("embedding_multiplier", "lm_head_multiplier", "key_multiplier"), 1.0),
+                **dict.fromkeys(("attention_in_multiplier", "attention_out_multiplier"), 1.0),
+                **dict.fromkeys(("ssm_in_multiplier", "ssm_out_multiplier"), 1.0),
+                **dict.fromkeys(("mlp_multipliers", "ssm_multipliers"), None),
+            },
         },
     ),
 }
@@ -128,7 +175,7 @@ def make_checkpoint(name: str, setting: str, folder: Path) -> Path:
 
 
 def test_every_family_is_tested() -> None:
-    assert set(FAMILIES) == {*TINY, "nemotron_h"}
+    assert set(FAMILIES) == {*TINY, "nemotron_h", "nemotron_h_puzzle"}
 
 
 @pytest.mark.parametrize(("name", "setting"), CASES)
@@ -180,10 +227,13 @@ def test_a_pruned_model_stays_in_its_family(name: str, setting: str, tmp_path: P
     kinds = {spec.kind for spec in model.config.layers}
     shape = StudentShape(
         hidden=32,
-        kv_heads=1 if "attention" in kinds else None,
-        mamba_heads=4 if "mamba2" in kinds else None,
+        kv_heads=1 if kinds & {"attention", "parallel"} else None,
+        mamba_heads=4 if kinds & {"mamba2", "parallel"} else None,
         intermediate=64 if "mlp" in kinds else None,
-        layers={} if name == "bamba" else dict.fromkeys(kinds, 1),
+        experts=6 if "moe" in kinds else None,
+        expert_intermediate=24 if "moe" in kinds else None,
+        shared_intermediate=64 if "moe" in kinds else None,
+        layers=dict.fromkeys(kinds, 1) if len(kinds - {"mlp"}) == 1 else {},
     )
     student = prune(model, shape, Batch(ids, ids, (0, 1)))
     assert 0 < student.config.parameters() < model.config.parameters()
@@ -197,7 +247,11 @@ REFUSED = [
     ("llama", {"hidden_act": "gelu"}, "hidden_act"),
     ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type"),
     ("qwen3", {"use_sliding_window": True}, "use_sliding_window"),
-    ("bamba", {"mamba_n_groups": 2}, "mamba_n_groups"),
+    ("granitemoehybrid", {"position_embedding_type": "alibi"}, "position_embedding_type"),
+    ("granitemoehybrid", {"normalization_function": "layernorm"}, "normalization_function"),
+    ("granitemoehybrid", {"layer_types": ["sliding_attention"] * 3}, "layer_types"),
+    ("falcon_h1", {"mamba_rms_norm": True, "mamba_norm_before_gate": True}, "mamba_norm_before_gate"),
+    ("llama", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
     ("mamba2", {"hidden_act": "gelu"}, "hidden_act"),
 ]
 
@@ -206,6 +260,12 @@ REFUSED = [
 def test_what_is_not_implemented_is_refused_by_name(name: str, changes: dict[str, Any], setting: str) -> None:
     with pytest.raises(CheckpointError, match=setting):
         FAMILIES[name].parse_config({"model_type": name} | TINY[name].base | changes)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_an_unknown_setting_is_refused_by_name(name: str) -> None:
+    with pytest.raises(CheckpointError, match="attention_sinks, softcap"):
+        FAMILIES[name].parse_config({"model_type": name} | TINY[name].base | {"softcap": 30.0, "attention_sinks": 4})
 
 
 def test_the_docs_hold_the_table() -> None:
