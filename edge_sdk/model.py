@@ -309,14 +309,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return embeddings + norms + sum(spec.parameters(self.hidden) for spec in self.layers)
 
     def active_parameters(self) -> int:
-        """Number of weights that one token meets; of the embeddings, it reads a row."""
-        idle = sum(
-            spec.parameters(self.hidden) - spec.active_parameters(self.hidden)
-            for spec in self.layers
-            if isinstance(spec, MoeSpec)
-        )
-        unread = 0 if self.tie_embeddings else (self.vocab_size - 1) * self.hidden
-        return self.parameters() - idle - unread
+        """Number of weights without those of the experts that a token does not meet."""
+        sparse = [spec for spec in self.layers if isinstance(spec, MoeSpec)]
+        idle = sum(spec.parameters(self.hidden) - spec.active_parameters(self.hidden) for spec in sparse)
+        return self.parameters() - idle
 
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Inputs of the graph: token ids, how many positions each row's caches hold, whose logits to return, states."""

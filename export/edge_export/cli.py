@@ -51,9 +51,10 @@ def engine(
 
 
 if find_spec("torch") is not None:  # a board has none, and needs only the command above
-    from edge_export import torch_commands
+    from edge_export import inspect, torch_commands
 
-    app.registered_commands.extend(torch_commands.app.registered_commands)
+    for commands in (torch_commands, inspect):
+        app.registered_commands.extend(commands.app.registered_commands)
 
 
 def main() -> None:
