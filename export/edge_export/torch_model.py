@@ -264,7 +264,7 @@ class Moe(nn.Module):
 
     def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
         bias, router_logits = self.gate.e_score_correction_bias, self.gate(x)
-        if self.training:
+        if self.training and self.spec.scoring == "sigmoid":  # others have no correction that could balance them
             chosen, _ = torch_ops.route(router_logits.detach().flatten(0, -2), bias, **self.routing())
             self.load = torch.bincount(chosen.flatten(), minlength=self.spec.experts)
         attributes = self.routing() | {"activation": self.spec.activation}

@@ -52,7 +52,7 @@ def mamba2_mixer(
     y = y.reshape(batch, length, heads, head_dim) + d[:, None] * x.view(batch, length, heads, head_dim)
     y = y.reshape(batch, length, inner) * F.silu(z.float())
     y = F.rms_norm(y.view(batch, length, groups, inner // groups), (inner // groups,), eps=eps)
-    y = y.reshape(batch, length, inner).to(proj.dtype) * norm_weight
+    y = (y.reshape(batch, length, inner) * norm_weight).to(proj.dtype)
     return y, present_conv, present_ssm.reshape(past_ssm.shape).to(past_ssm.dtype)
 
 

@@ -267,6 +267,25 @@ def test_a_pruned_model_stays_in_its_family(name: str, setting: str, tmp_path: P
         assert relative_error(student.eval()(ids), theirs(ids).logits) <= TOLERANCE
 
 
+UNWRITABLE = [
+    ("granitemoehybrid", StudentShape(mamba_heads=2), "heads . head_dim"),
+    ("granitemoehybrid", StudentShape(layers={"moe": 2}), "granitemoehybrid model's layers"),
+    ("falcon_h1", StudentShape(layers={"mlp": 1}), "falcon_h1 model's layers"),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "what"), UNWRITABLE)
+def test_a_pruned_model_that_no_config_describes_is_refused(
+    name: str, shape: StudentShape, what: str, tmp_path: Path
+) -> None:
+    model = load_model(make_checkpoint(name, "plain", tmp_path / "teacher"))
+    ids = torch.randint(0, 48, (1, 10), generator=torch.Generator().manual_seed(1))
+    student = prune(model, shape, Batch(ids, ids, (0,)))
+    with pytest.raises(CheckpointError, match=what):
+        save_model(student, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
 REFUSED = [
     ("llama", {"hidden_act": "gelu"}, "hidden_act"),
     ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type"),
