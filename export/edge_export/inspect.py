@@ -185,7 +185,8 @@ def activation_bytes(graph: onnx_ir.Graph, sizes: Mapping[str, int]) -> int:
 def _bytes_of(value: onnx_ir.Value, sizes: Mapping[str, int]) -> int:
     if value.shape is None or value.dtype is None:
         raise ValueError(f"{value.name} has no shape")
-    dims = [dim if isinstance(dim, int) else sizes[str(dim.value)] for dim in value.shape]
+    # an axis that the tracer left without a name counts positions
+    dims = [dim if isinstance(dim, int) else sizes[dim.value or "length"] for dim in value.shape]
     return math.ceil(math.prod(dims) * value.dtype.itemsize)
 
 
