@@ -33,11 +33,12 @@ OUTPUTS = ("out_proj.weight", "o_proj.weight", "down_proj.weight", "fc2_latent_p
 
 def _config(pattern: str, vocab_size: int, hidden: int, **layers: LayerSpec) -> ModelConfig:
     """A config whose layers are those of ``layers`` (mamba2, attention, mlp, moe) in the pattern's order."""
+    kinds = {letter: kind for kind, letter in ModelConfig.LETTERS.items()}
     return ModelConfig(
         family="nemotron_h",
         vocab_size=vocab_size,
         hidden=hidden,
-        layers=tuple(layers[nemotron_h.KINDS[letter]] for letter in pattern),
+        layers=tuple(layers[kinds[letter]] for letter in pattern),
         max_length=CONTEXT,
         bos_token_id=1,
         eos_token_ids=(2,),

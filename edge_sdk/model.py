@@ -48,7 +48,18 @@ def _require_positive(spec: msgspec.Struct, *names: str) -> None:
         _require(value > 0, f"{type(spec).__name__}.{name}", "a positive number", value)
 
 
-class Mamba2Spec(msgspec.Struct, frozen=True, kw_only=True, tag="mamba2"):
+class MixerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What every mixer may have: the multipliers of maximal update parametrisation (Yang et al., arXiv 2203.03466).
+
+    They are numbers of the graph and not folded into the weights, which so stay what the checkpoint holds, in
+    bfloat16 too.
+    """
+
+    input_multiplier: float = 1.0
+    output_multiplier: float = 1.0
+
+
+class Mamba2Spec(MixerSpec, frozen=True, kw_only=True, tag="mamba2"):
     """A Mamba-2 mixer (Dao and Gu 2024, arXiv 2405.21060); B and C are shared by the heads of a group."""
 
     kind: ClassVar[str] = "mamba2"
@@ -62,6 +73,12 @@ class Mamba2Spec(msgspec.Struct, frozen=True, kw_only=True, tag="mamba2"):
     dt_min: float = 0.0
     dt_max: float | None = None
     """Limits of the time step after softplus; None is unbounded."""
+    output_bias: bool | None = None
+    """Of out_proj; None is as proj_bias says."""
+    norm: bool = True
+    """Whether the gated output is RMS-normalised group by group."""
+    proj_multipliers: tuple[float, float, float, float, float] | None = None
+    """Of the parts z, x, B, C and dt of in_proj's output."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "heads", "head_dim", "groups", "state")
@@ -83,10 +100,17 @@ class Mamba2Spec(msgspec.Struct, frozen=True, kw_only=True, tag="mamba2"):
         """Width of in_proj's output: z, x, B, C, dt."""
         return self.inner + self.conv_dim + self.heads
 
+    @property
+    def has_output_bias(self) -> bool:
+        """Whether out_proj has a bias."""
+        return self.proj_bias if self.output_bias is None else self.output_bias
+
     def parameters(self, hidden: int) -> int:
         """Number of weights, the layer's norm not counted."""
-        projections = hidden * (self.proj_dim + self.inner) + self.proj_bias * (self.proj_dim + hidden)
-        return projections + self.conv_dim * (self.conv_kernel + self.conv_bias) + 3 * self.heads + self.inner
+        projections = hidden * (self.proj_dim + self.inner)
+        biases = self.proj_bias * self.proj_dim + self.has_output_bias * hidden
+        convolution = self.conv_dim * (self.conv_kernel + self.conv_bias)
+        return projections + biases + convolution + 3 * self.heads + self.norm * self.inner
 
     def states(self, config: ModelConfig) -> dict[str, StateShape]:
         """The states carried from step to step: the convolution's last inputs and the scan's state."""
@@ -117,7 +141,7 @@ class RopeSpec(msgspec.Struct, frozen=True, kw_only=True):
         _require(self.dims % 2 == 0, "RopeSpec.dims", "an even number", self.dims)
 
 
-class AttentionSpec(msgspec.Struct, frozen=True, kw_only=True, tag="attention"):
+class AttentionSpec(MixerSpec, frozen=True, kw_only=True, tag="attention"):
     """Causal grouped-query attention."""
 
     kind: ClassVar[str] = "attention"
@@ -131,6 +155,10 @@ class AttentionSpec(msgspec.Struct, frozen=True, kw_only=True, tag="attention"):
     bias: bool = False
     """Of the query, key and value projections."""
     output_bias: bool = False
+    scale: float | None = None
+    """Of the products of queries and keys; None is head_dim**-0.5."""
+    key_multiplier: float = 1.0
+    """Of the keys, and so of those products too."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "heads", "kv_heads", "head_dim")
@@ -152,13 +180,15 @@ class AttentionSpec(msgspec.Struct, frozen=True, kw_only=True, tag="attention"):
         return {"key": cache, "value": cache} | (scales if config.cache_dtype == "int8" else {})
 
 
-class MlpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="mlp"):
+class MlpSpec(MixerSpec, frozen=True, kw_only=True, tag="mlp"):
     """down(activation(up(x))): relu(up)**2, or gated SiLU(gate(x)) * up(x)."""
 
     kind: ClassVar[str] = "mlp"
     intermediate: int
     activation: Literal["relu2", "silu_gated"] = "relu2"
     bias: bool = False
+    gate_multiplier: float = 1.0
+    """Of gate(x), before its SiLU."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "intermediate")
@@ -174,8 +204,8 @@ class MlpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="mlp"):
         return {}
 
 
-class MoeSpec(msgspec.Struct, frozen=True, kw_only=True, tag="moe"):
-    """Sparse experts with sigmoid routing, and a shared expert added to them."""
+class MoeSpec(MixerSpec, frozen=True, kw_only=True, tag="moe"):
+    """Sparse experts, and a shared expert added to them."""
 
     kind: ClassVar[str] = "moe"
     experts: int
@@ -188,6 +218,10 @@ class MoeSpec(msgspec.Struct, frozen=True, kw_only=True, tag="moe"):
     topk_group: int = 1
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.0
+    scoring: Literal["sigmoid", "softmax"] = "sigmoid"
+    """How router logits become the scores; only sigmoid's have a correction bias."""
+    activation: Literal["relu2", "silu_gated"] = "relu2"
+    """Of all experts, as MlpSpec.activation."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "experts", "top_k", "intermediate", "shared_intermediate", "n_group", "topk_group")
@@ -198,17 +232,41 @@ class MoeSpec(msgspec.Struct, frozen=True, kw_only=True, tag="moe"):
 
     def parameters(self, hidden: int) -> int:
         """Number of weights, the layer's norm not counted."""
-        latent = self.latent or hidden
-        experts = 2 * self.experts * latent * self.intermediate
+        return self._parameters(hidden, self.experts)
+
+    def active_parameters(self, hidden: int) -> int:
+        """Number of weights that one token meets: those of its top_k experts, and all that is not an expert's."""
+        return self._parameters(hidden, self.top_k)
+
+    def _parameters(self, hidden: int, experts: int) -> int:
+        matrices = 3 if self.activation == "silu_gated" else 2
         projections = 2 * hidden * self.latent if self.latent else 0
-        return experts + projections + 2 * hidden * self.shared_intermediate + self.experts * (hidden + 1)
+        router = self.experts * (hidden + (self.scoring == "sigmoid"))
+        shared = matrices * hidden * self.shared_intermediate
+        return matrices * experts * (self.latent or hidden) * self.intermediate + projections + shared + router
 
     def states(self, config: ModelConfig) -> dict[str, StateShape]:
         """None: the layer looks at one position at a time."""
         return {}
 
 
-LayerSpec = Union[Mamba2Spec, AttentionSpec, MlpSpec, MoeSpec]
+class ParallelSpec(MixerSpec, frozen=True, kw_only=True, tag="parallel"):
+    """Mamba-2 and attention side by side: the sum of what both make of the same input (Falcon-H1, arXiv 2507.22448)."""
+
+    kind: ClassVar[str] = "parallel"
+    mamba: Mamba2Spec
+    attention: AttentionSpec
+
+    def parameters(self, hidden: int) -> int:
+        """Number of weights, the layer's norm not counted."""
+        return self.mamba.parameters(hidden) + self.attention.parameters(hidden)
+
+    def states(self, config: ModelConfig) -> dict[str, StateShape]:
+        """Those of Mamba-2, then those of attention."""
+        return self.mamba.states(config) | self.attention.states(config)
+
+
+LayerSpec = Union[Mamba2Spec, AttentionSpec, MlpSpec, MoeSpec, ParallelSpec]
 
 
 class MtpSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -233,12 +291,16 @@ class MtpSpec(msgspec.Struct, frozen=True, kw_only=True):
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A stack of layers ``x + mixer(rms_norm(x))`` between an embedding and an output projection."""
 
+    LETTERS: ClassVar[dict[str, str]] = {"mamba2": "M", "attention": "*", "mlp": "-", "moe": "E", "parallel": "H"}
+
     family: str
     vocab_size: int
     hidden: int
     layers: tuple[LayerSpec, ...]
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
+    embedding_multiplier: float = 1.0
+    logits_multiplier: float = 1.0
     max_length: int = 4096
     """Longest context, prompt and answer together, in tokens."""
     bos_token_id: int | None = None
@@ -261,8 +323,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def pattern(self) -> str:
-        """The layer order in Nemotron's letters: M Mamba-2, * attention, - MLP, E experts."""
-        return "".join({"mamba2": "M", "attention": "*", "mlp": "-", "moe": "E"}[spec.kind] for spec in self.layers)
+        """The layer order in Nemotron's letters: M Mamba-2, * attention, - MLP, E experts; and H, M beside *."""
+        return "".join(self.LETTERS[spec.kind] for spec in self.layers)
 
     def parameters(self) -> int:
         """Number of weights of the whole model, the drafting head included."""
@@ -270,6 +332,12 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         norms = self.hidden * (len(self.layers) + 1)
         head = 0 if self.mtp is None else self.mtp.parameters(self.hidden)
         return embeddings + norms + head + sum(spec.parameters(self.hidden) for spec in self.layers)
+
+    def active_parameters(self) -> int:
+        """Number of weights without those of the experts that a token does not meet."""
+        sparse = [spec for spec in self.layers if isinstance(spec, MoeSpec)]
+        idle = sum(spec.parameters(self.hidden) - spec.active_parameters(self.hidden) for spec in sparse)
+        return self.parameters() - idle
 
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Inputs of the graph: token ids, how many positions each row's caches hold, whose logits to return, states."""

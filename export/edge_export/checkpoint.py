@@ -28,8 +28,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 
 
 def read_raw_config(folder: Path) -> dict[str, Any]:
-    """config.json as it stands."""
-    path = folder / "config.json"
+    """config.json as it stands: a checkpoint folder's, or a file by itself."""
+    path = folder if folder.is_file() else folder / "config.json"
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -41,7 +41,7 @@ def read_raw_config(folder: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The ModelConfig of a checkpoint folder."""
+    """The ModelConfig of a checkpoint folder or of a config.json by itself."""
     raw = read_raw_config(folder)
     config: ModelConfig = family_of(raw).parse_config(raw)
     return config

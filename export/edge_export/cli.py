@@ -61,10 +61,10 @@ def run(
 
 
 if find_spec("torch") is not None:  # a board has none, and needs only the command above
-    from edge_export import quantize_commands, torch_commands
+    from edge_export import inspect, quantize_commands, torch_commands
 
-    app.registered_commands.extend(torch_commands.app.registered_commands)
-    app.registered_commands.extend(quantize_commands.app.registered_commands)
+    for commands in (torch_commands, quantize_commands, inspect):
+        app.registered_commands.extend(commands.app.registered_commands)
 
 
 def main() -> None:

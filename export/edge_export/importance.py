@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edge_export import torch_ops
 from edge_export.data import Batch
-from edge_export.torch_model import Attention, HybridLM, Layer, Mamba2Mixer, Mlp, Moe
+from edge_export.torch_model import Attention, HybridLM, Layer, Mamba2Mixer, Mlp, Moe, Parallel
 
 
 @dataclass
@@ -86,6 +86,8 @@ def _watch_mixer(
         return [watch(mixer.o_proj, "kv_heads", mixer.spec.kv_heads)]
     if isinstance(mixer, Mlp):
         return [watch(mixer.down_proj, "intermediate", None)]
+    if isinstance(mixer, Parallel):
+        return [*_watch_mixer(mixer.mamba, parts, counted), *_watch_mixer(mixer.attention, parts, counted)]
     assert isinstance(mixer, Moe)
     experts = mixer.register_forward_pre_hook(lambda module, inputs: _score_experts(mixer, inputs[0][counted], parts))
     return [watch(mixer.shared_experts.down_proj, "shared_intermediate", None), experts]
@@ -96,7 +98,8 @@ def _score_experts(mixer: Moe, tokens: Tensor, parts: dict[str, Tensor]) -> None
     chosen, weights = torch_ops.route(mixer.gate(tokens), mixer.gate.e_score_correction_bias, **mixer.routing())
     mass = torch.zeros(len(tokens), mixer.spec.experts).scatter(1, chosen, weights)
     parts["experts"] = mass.mean(0)
-    risen = F.relu(mixer.fc1_latent_proj(tokens) @ mixer.experts.up_weight).square()
+    activate = torch_ops.ACTIVATIONS[mixer.spec.activation]
+    risen = activate(mixer.fc1_latent_proj(tokens) @ mixer.experts.up_weight)
     parts["expert_intermediate"] = (risen * mass.T[..., None]).mean(1)
 
 

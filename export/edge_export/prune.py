@@ -12,7 +12,7 @@ from edge_export.data import Batch
 from edge_export.importance import Importance, LayerImportance, measure
 from edge_export.torch_model import HybridLM
 from edge_sdk.errors import ConfigError, explain
-from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, MlpSpec, ModelConfig, MoeSpec
+from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, ModelConfig, MoeSpec, ParallelSpec
 
 log = logging.getLogger("edge_export")
 
@@ -22,7 +22,7 @@ class StudentShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     hidden: int | None = None
     layers: dict[str, int] = {}
-    """How many layers of a kind (mamba2, attention, mlp, moe) to keep."""
+    """How many layers of a kind (mamba2, attention, mlp, moe, parallel) to keep."""
     mamba_heads: int | None = None
     kv_heads: int | None = None
     intermediate: int | None = None
@@ -86,19 +86,37 @@ def _prune_layer(
     spec: LayerSpec, tensors: dict[str, Tensor], shape: StudentShape, scores: LayerImportance, hidden: Tensor
 ) -> tuple[LayerSpec, dict[str, Tensor]]:
     mixer = {name[len("mixer.") :]: tensor for name, tensor in tensors.items() if name.startswith("mixer.")}
-    new_spec: LayerSpec
-    if isinstance(spec, Mamba2Spec):
-        new_spec, mixer = _prune_mamba2(spec, mixer, shape, scores.parts, hidden)
-    elif isinstance(spec, AttentionSpec):
-        new_spec, mixer = _prune_attention(spec, mixer, shape, scores.parts, hidden)
-    elif isinstance(spec, MlpSpec):
-        kept = _best(scores.parts["intermediate"], shape.intermediate, "intermediate")
-        new_spec = msgspec.structs.replace(spec, intermediate=len(kept))
-        mixer = _prune_mlp("", mixer, kept, hidden)
-    else:
-        new_spec, mixer = _prune_moe(spec, mixer, shape, scores.parts, hidden)
+    new_spec, mixer = _prune_mixer(spec, mixer, shape, scores.parts, hidden)
     renamed = {f"mixer.{name}": tensor for name, tensor in mixer.items()}
     return new_spec, {"norm.weight": tensors["norm.weight"][hidden], **renamed}
+
+
+def _prune_mixer(
+    spec: LayerSpec, mixer: dict[str, Tensor], shape: StudentShape, parts: dict[str, Tensor], hidden: Tensor
+) -> tuple[LayerSpec, dict[str, Tensor]]:
+    if isinstance(spec, Mamba2Spec):
+        return _prune_mamba2(spec, mixer, shape, parts, hidden)
+    if isinstance(spec, AttentionSpec):
+        return _prune_attention(spec, mixer, shape, parts, hidden)
+    if isinstance(spec, ParallelSpec):
+        return _prune_parallel(spec, mixer, shape, parts, hidden)
+    if isinstance(spec, MoeSpec):
+        return _prune_moe(spec, mixer, shape, parts, hidden)
+    kept = _best(parts["intermediate"], shape.intermediate, "intermediate")
+    return msgspec.structs.replace(spec, intermediate=len(kept)), _prune_mlp("", mixer, kept, hidden)
+
+
+def _prune_parallel(
+    spec: ParallelSpec, mixer: dict[str, Tensor], shape: StudentShape, parts: dict[str, Tensor], hidden: Tensor
+) -> tuple[ParallelSpec, dict[str, Tensor]]:
+    """Prunes both branches, each as if it stood alone."""
+    pruned: dict[str, Tensor] = {}
+    specs: dict[str, LayerSpec] = {}
+    for name in ("mamba", "attention"):
+        branch = {key.removeprefix(f"{name}."): value for key, value in mixer.items() if key.startswith(f"{name}.")}
+        specs[name], branch = _prune_mixer(getattr(spec, name), branch, shape, parts, hidden)
+        pruned |= {f"{name}.{key}": value for key, value in branch.items()}
+    return msgspec.structs.replace(spec, **specs), pruned
 
 
 def _units(kept: Tensor, size: int) -> Tensor:
@@ -131,12 +149,10 @@ def _prune_mamba2(
         "conv_weight": mixer["conv_weight"][conv],
         "conv_bias": mixer["conv_bias"][conv],
         **{name: mixer[name][kept] for name in ("dt_bias", "A_log", "D")},
-        "norm.weight": mixer["norm.weight"][channels],
         "out_proj.weight": mixer["out_proj.weight"][hidden][:, channels],
     }
-    if spec.proj_bias:
-        pruned["in_proj.bias"] = mixer["in_proj.bias"][rows]
-        pruned["out_proj.bias"] = mixer["out_proj.bias"][hidden]
+    kept_of = {"norm.weight": channels, "in_proj.bias": rows, "out_proj.bias": hidden}
+    pruned |= {name: mixer[name][part] for name, part in kept_of.items() if name in mixer}
     return msgspec.structs.replace(spec, heads=heads), pruned
 
 
@@ -160,12 +176,18 @@ def _prune_attention(
     return msgspec.structs.replace(spec, heads=heads, kv_heads=len(groups)), pruned
 
 
+def both_halves(kept: Tensor, size: int) -> Tensor:
+    """Indices of the kept channels of a gate, and of what stands behind its ``size`` channels."""
+    return torch.cat([kept, kept + size])
+
+
 def _prune_mlp(prefix: str, mixer: dict[str, Tensor], kept: Tensor, hidden: Tensor) -> dict[str, Tensor]:
     """Keeps the same channels of every projection that the MLP has, biases included."""
     pruned = {}
     for name in [name for name in mixer if name.startswith(prefix)]:
         part, _, kind = name.removeprefix(prefix).partition("_proj.")
-        rows, columns = (hidden, kept) if part == "down" else (kept, hidden)
+        risen = both_halves(kept, len(mixer[name]) // 2) if part == "gate_up" else kept
+        rows, columns = (hidden, kept) if part == "down" else (risen, hidden)
         pruned[name] = mixer[name][rows] if kind == "bias" else mixer[name][rows][:, columns]
     return pruned
 
@@ -182,10 +204,14 @@ def _prune_moe(
     channels = [_best(parts["expert_intermediate"][expert], width, "expert_intermediate") for expert in kept]
     latent = hidden if spec.latent is None else torch.arange(spec.latent)
     up, down = mixer["experts.up_weight"], mixer["experts.down_weight"]
+
+    def risen(of: Tensor) -> Tensor:
+        return both_halves(of, spec.intermediate) if spec.activation == "silu_gated" else of
+
     pruned = {
         "gate.weight": mixer["gate.weight"][kept][:, hidden],
         "gate.e_score_correction_bias": mixer["gate.e_score_correction_bias"][kept],
-        "experts.up_weight": torch.stack([up[e][latent][:, c] for e, c in zip(kept, channels)]),
+        "experts.up_weight": torch.stack([up[e][latent][:, risen(c)] for e, c in zip(kept, channels)]),
         "experts.down_weight": torch.stack([down[e][c][:, latent] for e, c in zip(kept, channels)]),
         **_prune_mlp("shared_experts.", mixer, shared, hidden),
     }

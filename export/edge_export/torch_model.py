@@ -24,6 +24,7 @@ from edge_sdk.model import (
     ModelConfig,
     MoeSpec,
     MtpSpec,
+    ParallelSpec,
     RopeSpec,
     TensorSpec,
     state_specs,
@@ -53,20 +54,40 @@ class RMSNorm(nn.Module):
         return (self.weight.float() * normed).to(x.dtype)
 
 
+class Constant(nn.Module):
+    """Numbers that a spec fixes, and no checkpoint holds."""
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Buffer(values, persistent=False)
+
+
+def times(x: Tensor, multiplier: float) -> Tensor:
+    """x * multiplier, without a node in the graph where that is 1."""
+    return x if multiplier == 1.0 else x * multiplier
+
+
+NO_NORM = 2.0**40
+"""A norm with the weight NO_NORM and the epsilon NO_NORM**2 passes its input on as it is: against the epsilon float32
+does not see a mean square below 2**56, and powers of two divide and multiply exactly."""
+
+
 class Mamba2Mixer(nn.Module):
     """in_proj, the ``edge::Mamba2Mixer`` operator, out_proj."""
 
     def __init__(self, spec: Mamba2Spec, hidden: int, eps: float) -> None:
         super().__init__()
-        self.spec, self.eps = spec, eps
+        self.spec, self.eps = spec, eps if spec.norm else NO_NORM**2
         self.in_proj = nn.Linear(hidden, spec.proj_dim, bias=spec.proj_bias)
         self.conv_weight = nn.Parameter(torch.empty(spec.conv_dim, spec.conv_kernel))
         self.conv_bias = nn.Parameter(torch.zeros(spec.conv_dim), requires_grad=spec.conv_bias)
         self.dt_bias = nn.Parameter(torch.empty(spec.heads))
         self.A_log = nn.Parameter(torch.empty(spec.heads))
         self.D = nn.Parameter(torch.ones(spec.heads))
-        self.norm = RMSNorm(spec.inner, eps)
-        self.out_proj = nn.Linear(spec.inner, hidden, bias=spec.proj_bias)
+        undone = Constant(torch.full((spec.inner,), NO_NORM, device="cpu"))
+        self.norm = RMSNorm(spec.inner, eps) if spec.norm else undone
+        self.out_proj = nn.Linear(spec.inner, hidden, bias=spec.has_output_bias)
+        self.proj_scale = None if spec.proj_multipliers is None else Constant(proj_scale(spec))
 
     def reset_parameters(self) -> None:
         """Mamba-2's own initialisation: time steps log-uniform in 0.001 to 0.1, A uniform in -16 to -1."""
@@ -78,8 +99,11 @@ class Mamba2Mixer(nn.Module):
             self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))
 
     def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
+        proj = self.in_proj(x)
+        if self.proj_scale is not None:
+            proj = proj * self.proj_scale.weight
         y, conv, ssm = operators().mamba2_mixer(
-            self.in_proj(x),
+            proj,
             self.conv_weight,
             self.conv_bias,
             self.dt_bias,
@@ -98,6 +122,14 @@ class Mamba2Mixer(nn.Module):
         spec, batch = self.spec, x.shape[0]
         conv = x.new_zeros(batch, spec.conv_dim, spec.conv_kernel - 1)
         return conv, x.new_zeros(batch, spec.heads, spec.head_dim, spec.state)
+
+
+def proj_scale(spec: Mamba2Spec) -> Tensor:
+    """The multiplier of each channel of in_proj's output (proj_dim)."""
+    assert spec.proj_multipliers is not None
+    bc = spec.groups * spec.state
+    parts = zip(spec.proj_multipliers, (spec.inner, spec.inner, bc, bc, spec.heads))
+    return torch.cat([torch.full((width,), multiplier, device="cpu") for multiplier, width in parts])
 
 
 class Rope(nn.Module):
@@ -146,7 +178,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
         query = self._placed(self.q_proj(x), self.q_norm, past_length)
         key = self._placed(self.k_proj(x), self.k_norm, past_length)
-        value, scale = self.v_proj(x), self.spec.head_dim**-0.5
+        value = self.v_proj(x)
+        scale = self.spec.head_dim**-0.5 if self.spec.scale is None else self.spec.scale
+        scale *= self.spec.key_multiplier
         if not states:
             q, k, v = (part.unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2) for part in (query, key, value))
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
@@ -171,17 +205,19 @@ class Mlp(nn.Module):
 
     def __init__(self, spec: MlpSpec, hidden: int) -> None:
         super().__init__()
+        self.spec = spec
         self.gated = spec.activation == "silu_gated"
         if self.gated:
-            self.gate_proj = nn.Linear(hidden, spec.intermediate, bias=spec.bias)
-        self.up_proj = nn.Linear(hidden, spec.intermediate, bias=spec.bias)
+            self.gate_up_proj = nn.Linear(hidden, 2 * spec.intermediate, bias=spec.bias)
+        else:
+            self.up_proj = nn.Linear(hidden, spec.intermediate, bias=spec.bias)
         self.down_proj = nn.Linear(spec.intermediate, hidden, bias=spec.bias)
 
     def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
-        risen = self.up_proj(x)
         if self.gated:
-            return self.down_proj(F.silu(self.gate_proj(x)) * risen), ()
-        risen = F.relu(risen)
+            gate, risen = self.gate_up_proj(x).chunk(2, -1)
+            return self.down_proj(F.silu(times(gate, self.spec.gate_multiplier)) * risen), ()
+        risen = F.relu(self.up_proj(x))
         return self.down_proj(risen * risen), ()  # a product, since Pow is slow
 
 
@@ -198,11 +234,11 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """Weights of all experts, (experts, in, out) each."""
+    """Weights of all experts, (experts, in, out) each; gated ones have [gate | up] side by side in up_weight."""
 
-    def __init__(self, experts: int, width: int, intermediate: int) -> None:
+    def __init__(self, experts: int, width: int, intermediate: int, *, gated: bool) -> None:
         super().__init__()
-        self.up_weight = nn.Parameter(torch.empty(experts, width, intermediate))
+        self.up_weight = nn.Parameter(torch.empty(experts, width, 2 * intermediate if gated else intermediate))
         self.down_weight = nn.Parameter(torch.empty(experts, intermediate, width))
 
     def forward(self, x: Tensor, router_logits: Tensor, correction_bias: Tensor, **routing: Any) -> Tensor:
@@ -218,23 +254,51 @@ class Moe(nn.Module):
         self.load: Tensor | None = None
         """Tokens per expert in the last forward pass of training."""
         self.gate = Router(hidden, spec.experts)
-        self.experts = Experts(spec.experts, spec.latent or hidden, spec.intermediate)
-        self.shared_experts = Mlp(MlpSpec(intermediate=spec.shared_intermediate), hidden)
+        gated = spec.activation == "silu_gated"
+        self.experts = Experts(spec.experts, spec.latent or hidden, spec.intermediate, gated=gated)
+        shared = MlpSpec(intermediate=spec.shared_intermediate, activation=spec.activation)
+        self.shared_experts = Mlp(shared, hidden)
         self.fc1_latent_proj = nn.Linear(hidden, spec.latent, bias=False) if spec.latent else nn.Identity()
         self.fc2_latent_proj = nn.Linear(spec.latent, hidden, bias=False) if spec.latent else nn.Identity()
 
     def routing(self) -> dict[str, Any]:
-        """The operator's attributes."""
-        names = ("top_k", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor")
+        """How experts are chosen and weighted: the operator's attributes but for the activation."""
+        names = ("top_k", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor", "scoring")
         return {name: getattr(self.spec, name) for name in names}
 
     def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
         bias, router_logits = self.gate.e_score_correction_bias, self.gate(x)
-        if self.training:
+        if self.training and self.spec.scoring == "sigmoid":  # others have no correction that could balance them
             chosen, _ = torch_ops.route(router_logits.detach().flatten(0, -2), bias, **self.routing())
             self.load = torch.bincount(chosen.flatten(), minlength=self.spec.experts)
-        routed = self.experts(self.fc1_latent_proj(x), router_logits, bias, **self.routing())
+        attributes = self.routing() | {"activation": self.spec.activation}
+        routed = self.experts(self.fc1_latent_proj(x), router_logits, bias, **attributes)
         return self.fc2_latent_proj(routed) + self.shared_experts(x)[0], ()
+
+
+class Parallel(nn.Module):
+    """Mamba-2 and attention side by side."""
+
+    def __init__(self, spec: ParallelSpec, hidden: int, eps: float) -> None:
+        super().__init__()
+        self.spec = spec
+        self.mamba = Mamba2Mixer(spec.mamba, hidden, eps)
+        self.attention = Attention(spec.attention, hidden, eps)
+
+    def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
+        scanned, mamba_states = mix(self.mamba, x, past_length, states[:MAMBA2_STATES])
+        attended, attention_states = mix(self.attention, x, past_length, states[MAMBA2_STATES:])
+        return scanned + attended, (*mamba_states, *attention_states)
+
+
+MAMBA2_STATES = 2
+"""How many states a Mamba-2 mixer has (``Mamba2Spec.states``)."""
+
+
+def mix(mixer: Any, x: Tensor, past_length: Tensor | None, states: States) -> tuple[Tensor, States]:
+    """A mixer's output for the normed x, its input and output multiplied as the spec says, and the new states."""
+    mixed, present = mixer(times(x, mixer.spec.input_multiplier), past_length, states)
+    return times(mixed, mixer.spec.output_multiplier), present
 
 
 def make_mixer(spec: LayerSpec, hidden: int, eps: float) -> nn.Module:
@@ -245,6 +309,8 @@ def make_mixer(spec: LayerSpec, hidden: int, eps: float) -> nn.Module:
         return Attention(spec, hidden, eps)
     if isinstance(spec, MlpSpec):
         return Mlp(spec, hidden)
+    if isinstance(spec, ParallelSpec):
+        return Parallel(spec, hidden, eps)
     return Moe(spec, hidden)
 
 
@@ -257,7 +323,7 @@ class Layer(nn.Module):
         self.mixer = make_mixer(spec, hidden, eps)
 
     def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
-        mixed, states = self.mixer(self.norm(x), past_length, states)
+        mixed, states = mix(self.mixer, self.norm(x), past_length, states)
         return x + mixed, states
 
 
@@ -327,12 +393,24 @@ class HybridLM(nn.Module):
             for spec in specs
         )
 
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Tokens (batch, length) -> what enters the first layer (batch, length, hidden)."""
+        return times(self.embeddings(input_ids), self.config.embedding_multiplier)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What left the last layer (batch, kept, hidden) -> logits (batch, kept, vocab)."""
+        return self.head(self.norm_f(x))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states behind the final norm (batch, kept, hidden) -> logits (batch, kept, vocab)."""
+        return times(self.lm_head(hidden), self.config.logits_multiplier)
+
     def forward(self, input_ids: Tensor) -> Tensor:
         """Whole sequences input_ids (batch, length) -> logits (batch, length, vocab); what training runs."""
-        x = self.embeddings(input_ids)
+        x = self.embed(input_ids)
         for layer in self.layers:
             x, _ = layer(x)
-        return self.lm_head(self.norm_f(x))
+        return self.logits(x)
 
     def step(
         self, input_ids: Tensor, past_length: Tensor, logit_positions: Tensor, states: States
@@ -341,8 +419,8 @@ class HybridLM(nn.Module):
 
         Returns the logits (batch, kept, vocab) of the block's positions logit_positions (kept), and the new states.
         """
-        x, present = self._run(self.config.layers, self.layers, self.embeddings(input_ids), past_length, states)
-        return self.lm_head(self.norm_f(x.index_select(1, logit_positions))), present
+        x, present = self._run(self.config.layers, self.layers, self.embed(input_ids), past_length, states)
+        return self.logits(x.index_select(1, logit_positions)), present
 
     def step_with_hidden(
         self, input_ids: Tensor, past_length: Tensor, logit_positions: Tensor, states: States
@@ -351,9 +429,9 @@ class HybridLM(nn.Module):
 
         These are the hidden states (batch, length, hidden) of all positions after the final norm.
         """
-        x, present = self._run(self.config.layers, self.layers, self.embeddings(input_ids), past_length, states)
+        x, present = self._run(self.config.layers, self.layers, self.embed(input_ids), past_length, states)
         hidden = self.norm_f(x)
-        return self.lm_head(hidden.index_select(1, logit_positions)), hidden, present
+        return self.head(hidden.index_select(1, logit_positions)), hidden, present
 
     def draft(
         self, hidden_states: Tensor, input_ids: Tensor, past_length: Tensor, logit_positions: Tensor, states: States
@@ -365,10 +443,10 @@ class HybridLM(nn.Module):
         the tokens after those, and the hidden states (batch, kept, hidden) to draft on from; and the new states.
         """
         assert self.config.mtp is not None
-        x = self.mtp.join(hidden_states, self.embeddings(input_ids))
+        x = self.mtp.join(hidden_states, self.embed(input_ids))
         x, present = self._run(self.config.mtp.layers, self.mtp.layers, x, past_length, states)
         hidden = self.mtp.final_layernorm(x.index_select(1, logit_positions))
-        return self.lm_head(hidden), hidden, present
+        return self.head(hidden), hidden, present
 
     def _run(
         self, specs: Sequence[LayerSpec], layers: nn.ModuleList, x: Tensor, past_length: Tensor, states: States

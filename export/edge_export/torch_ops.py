@@ -52,7 +52,7 @@ def mamba2_mixer(
     y = y.reshape(batch, length, heads, head_dim) + d[:, None] * x.view(batch, length, heads, head_dim)
     y = y.reshape(batch, length, inner) * F.silu(z.float())
     y = F.rms_norm(y.view(batch, length, groups, inner // groups), (inner // groups,), eps=eps)
-    y = y.reshape(batch, length, inner).to(proj.dtype) * norm_weight
+    y = (y.reshape(batch, length, inner) * norm_weight).to(proj.dtype)
     return y, present_conv, present_ssm.reshape(past_ssm.shape).to(past_ssm.dtype)
 
 
@@ -98,9 +98,10 @@ def route(
     topk_group: int,
     norm_topk_prob: bool,
     routed_scaling_factor: float,
+    scoring: str = "sigmoid",
 ) -> tuple[Tensor, Tensor]:
     """Chosen experts and their weights, each (tokens, top_k), from router logits (tokens, experts)."""
-    scores = router_logits.sigmoid()
+    scores = router_logits.sigmoid() if scoring == "sigmoid" else router_logits.softmax(-1)
     choice = scores.detach() + correction_bias
     if topk_group < n_group:
         grouped = choice.view(-1, n_group, choice.shape[-1] // n_group)

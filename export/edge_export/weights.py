@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from edge_export.checkpoint import Checkpoint
 from edge_export.quantize import Convert
-from edge_export.torch_model import Experts, HybridLM, Rope
+from edge_export.torch_model import Constant, Experts, HybridLM, Rope
 from edge_sdk.errors import CheckpointError, explain
 
 Progress = Callable[[int, int], None]
@@ -47,7 +47,7 @@ def stored_leaves(source: Checkpoint, make: Convert) -> dict[str, Leaf]:
     """Every leaf of a checkpoint's model by name: modules that are converted as a whole, and tensors by themselves."""
     with torch.device("meta"):
         model = HybridLM(source.config)
-    leaves = (nn.Linear, nn.Embedding, Experts, Rope)
+    leaves = (nn.Linear, nn.Embedding, Experts, Rope, Constant)
     modules = {name: module for name, module in model.named_modules() if isinstance(module, leaves)}
     inside = {f"{name}.{part}" for name, module in modules.items() for part in module.state_dict()}
     alone = [name for name in model.state_dict() if name not in inside]

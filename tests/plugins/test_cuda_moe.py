@@ -101,6 +101,8 @@ def expected_routes(logits: Array, bias: Array, **attributes: Any) -> Array:
     [
         (512, {"top_k": 32, "norm_topk_prob": 1, "routed_scaling_factor": 2.5}),
         (512, {"top_k": 22, "n_group": 8, "topk_group": 3}),
+        (72, {"top_k": 10, "scoring": "softmax"}),
+        (33, {"top_k": 5, "n_group": 3, "topk_group": 2, "scoring": "softmax", "norm_topk_prob": 1}),
         (256, {"top_k": 8, "n_group": 64, "topk_group": 40}),
         (128, {"top_k": 6}),
         (33, {"top_k": 5, "n_group": 3, "topk_group": 2}),
@@ -175,6 +177,7 @@ def test_a_token_does_not_see_the_others(weights: str) -> None:
         ({"up_weight": np.zeros((64, 32, 64), np.int8)}, "contradict each other"),
         ({"block_size": 16, "up_scales": np.ones((64, 2, 32)), "down_scales": np.ones((64, 2, 32))}, "block size"),
         ({"activation": "tanh"}, "activation: expected relu2"),
+        ({"scoring": "tanh"}, "scoring: expected sigmoid"),
     ],
 )
 def test_what_cannot_be_done_is_refused(change: dict[str, Any], message: str) -> None:

@@ -164,6 +164,7 @@ REFUSED = [
         "The type of past_ssm: expected float32 or float16 or bfloat16, found int32",
     ),
     ("MoE", {"activation": "tanh"}, {}, "expected relu2, gelu or silu_gated, found 'tanh'."),
+    ("MoE", {"scoring": "tanh"}, {}, "expected sigmoid or softmax, found 'tanh'."),
     ("MoE", {"top_k": 99}, {}, "The attribute top_k of MoE: expected 1 to 8, found 99."),
     ("CachedAttention", {"window": -1}, {}, "The attribute window of CachedAttention: expected at least 0, found -1."),
     ("CachedAttention", {"cache_bits": 8}, {}, "The number of inputs: expected 8, found 6."),

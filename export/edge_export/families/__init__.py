@@ -5,14 +5,26 @@ from __future__ import annotations
 import json
 from types import ModuleType
 
-from edge_export.families import bamba, llama, mamba2, nemotron_h, qwen3
+from edge_export.families import (
+    bamba,
+    falcon_h1,
+    granitemoehybrid,
+    llama,
+    mamba2,
+    nemotron_h,
+    nemotron_h_puzzle,
+    qwen3,
+)
 from edge_sdk.errors import CheckpointError, explain
 
 FAMILIES: dict[str, ModuleType] = {
     "bamba": bamba,
+    "falcon_h1": falcon_h1,
+    "granitemoehybrid": granitemoehybrid,
     "llama": llama,
     "mamba2": mamba2,
     "nemotron_h": nemotron_h,
+    "nemotron_h_puzzle": nemotron_h_puzzle,
     "qwen3": qwen3,
 }
 """By config.json's ``model_type``.

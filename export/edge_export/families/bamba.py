@@ -9,29 +9,19 @@ from edge_export.families import common
 from edge_export.tensors import TensorMap
 from edge_sdk.model import AttentionSpec, Mamba2Spec, MlpSpec, ModelConfig
 
-FIXED = {"hidden_act": "silu", "mamba_n_groups": 1}
-"""With more groups the gated norm, which goes over all channels here, would not be the operator's."""
+FIXED = {"hidden_act": "silu"}
 
 TURNED_SHARE = 0.5
 """Of a head's channels, where the config does not say."""
 
 
+@common.strict(FIXED, ignored={"layer_types", "layers_block_type", "z_loss_coefficient"})
 def parse_config(raw: common.Config) -> ModelConfig:
     """A ModelConfig from the parsed config.json; refuses by name what it does not support."""
-    common.require(raw, FIXED)
     hidden = common.get(raw, "hidden_size")
     head_dim = raw.get("head_dim") or hidden // common.get(raw, "num_attention_heads")
     attention = common.parse_attention(raw, head_dim, share=TURNED_SHARE)
-    mamba = Mamba2Spec(
-        heads=common.get(raw, "mamba_n_heads"),
-        head_dim=_mamba_head_dim(raw),
-        groups=1,
-        state=raw.get("mamba_d_state", 256),
-        conv_kernel=raw.get("mamba_d_conv", 4),
-        proj_bias=raw.get("mamba_proj_bias", False),
-        conv_bias=raw.get("mamba_conv_bias", True),
-        **common.time_step_limit(raw),
-    )
+    mamba = common.parse_mamba2(raw)
     mlp = MlpSpec(
         intermediate=common.get(raw, "intermediate_size"), activation="silu_gated", bias=raw.get("mlp_bias", False)
     )
@@ -49,13 +39,6 @@ def parse_config(raw: common.Config) -> ModelConfig:
     )
 
 
-def _mamba_head_dim(raw: common.Config) -> int:
-    given = raw.get("mamba_d_head", "auto")
-    if given == "auto":
-        return int(raw.get("mamba_expand", 2) * common.get(raw, "hidden_size")) // int(common.get(raw, "mamba_n_heads"))
-    return int(given)
-
-
 def format_config(config: ModelConfig) -> dict[str, Any]:
     """The config.json of a ModelConfig."""
     raw: dict[str, Any] = common.format_base(config, "BambaForCausalLM") | {
@@ -68,17 +51,7 @@ def format_config(config: ModelConfig) -> dict[str, Any]:
     if attention := common.the_one(config, AttentionSpec):
         raw |= common.format_attention(attention)
     if mamba := common.the_one(config, Mamba2Spec):
-        raw |= {
-            "mamba_n_heads": mamba.heads,
-            "mamba_d_head": mamba.head_dim,
-            "mamba_expand": common.expansion(mamba, config.hidden),
-            "mamba_n_groups": 1,
-            "mamba_d_state": mamba.state,
-            "mamba_d_conv": mamba.conv_kernel,
-            "mamba_proj_bias": mamba.proj_bias,
-            "mamba_conv_bias": mamba.conv_bias,
-            "time_step_limit": common.format_time_step_limit(mamba),
-        }
+        raw |= common.format_mamba2(mamba) | {"mamba_expand": common.expansion(mamba, config.hidden)}
     mlp = common.the_one(config, MlpSpec)
     return raw | {"intermediate_size": mlp.intermediate, "mlp_bias": mlp.bias}
 
@@ -95,6 +68,7 @@ def tensor_maps(config: ModelConfig) -> Iterator[TensorMap]:
             assert isinstance(spec, Mamba2Spec)
             yield from common.mamba2_maps(f"{mixer}.mixer", f"{block}.mamba", spec)
         yield TensorMap(f"{rest}.norm.weight", (f"{block}.pre_ff_layernorm.weight",))
+        assert isinstance(mlp, MlpSpec)
         yield from common.mlp_maps(f"{rest}.mixer", f"{block}.feed_forward", mlp)
     yield TensorMap("norm_f.weight", ("model.final_layernorm.weight",))
     if not config.tie_embeddings:

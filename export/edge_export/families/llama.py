@@ -13,15 +13,17 @@ FIXED = {"hidden_act": "silu", "pretraining_tp": 1}
 """Settings that must have this value where they are given."""
 
 
+@common.strict(FIXED)
 def parse_config(raw: common.Config) -> ModelConfig:
     """A ModelConfig from the parsed config.json; refuses by name what it does not support."""
-    common.require(raw, FIXED)
     head_dim = raw.get("head_dim") or common.get(raw, "hidden_size") // common.get(raw, "num_attention_heads")
     return decoder(raw, "llama", common.parse_attention(raw, head_dim))
 
 
 def decoder(raw: common.Config, family: str, attention: AttentionSpec) -> ModelConfig:
     """A decoder whose blocks all have this attention and a gated MLP."""
+    for kind in raw.get("layer_types") or ():
+        common.require({"layer_types": kind}, {"layer_types": "full_attention"})
     mlp = MlpSpec(
         intermediate=common.get(raw, "intermediate_size"),
         activation="silu_gated",
@@ -67,6 +69,7 @@ def tensor_maps(config: ModelConfig) -> Iterator[TensorMap]:
         assert isinstance(attention, AttentionSpec)
         yield from common.attention_maps(f"{mixer}.mixer", f"{block}.self_attn", attention)
         yield TensorMap(f"{rest}.norm.weight", (f"{block}.post_attention_layernorm.weight",))
+        assert isinstance(mlp, MlpSpec)
         yield from common.mlp_maps(f"{rest}.mixer", f"{block}.mlp", mlp)
     yield TensorMap("norm_f.weight", ("model.norm.weight",))
     if not config.tie_embeddings:

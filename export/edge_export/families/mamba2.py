@@ -9,15 +9,15 @@ from edge_export.families import common
 from edge_export.tensors import TensorMap
 from edge_sdk.model import Mamba2Spec, ModelConfig
 
-FIXED = {"hidden_act": "silu"}
+FIXED = {"hidden_act": "silu", "rms_norm": True}
 
 MAX_LENGTH = 2**20
 """Tokens: the state bounds nothing and the config names no limit."""
 
 
+@common.strict(FIXED, ignored={"expand", "chunk_size", "max_position_embeddings"})
 def parse_config(raw: common.Config) -> ModelConfig:
     """A ModelConfig from the parsed config.json; refuses by name what it does not support."""
-    common.require(raw, FIXED)
     layer = Mamba2Spec(
         heads=common.get(raw, "num_heads"),
         head_dim=common.get(raw, "head_dim"),

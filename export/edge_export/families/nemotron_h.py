@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -13,9 +13,9 @@ from edge_export.tensors import TensorMap
 from edge_sdk.errors import CheckpointError, explain
 from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, MlpSpec, ModelConfig, MoeSpec, MtpSpec
 
-KINDS = {"M": "mamba2", "*": "attention", "-": "mlp", "E": "moe"}
 LAYER_TYPES = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
 LETTERS = {name: letter for letter, name in LAYER_TYPES.items()} | {"mamba": "M", "attention": "*"}
+LETTERS |= {letter: letter for letter in LAYER_TYPES}
 
 ALIASES = {
     "mamba_n_groups": "n_groups",
@@ -28,6 +28,7 @@ ALIASES = {
     "rms_norm_eps": "layer_norm_epsilon",
     "attention_head_dim": "head_dim",
     "layer_types": "layers_block_type",
+    "num_local_experts": "n_routed_experts",
 }
 
 FIXED = {
@@ -54,19 +55,39 @@ OTHER_MTP = (
 
 log = logging.getLogger("edge_export")
 
+UNUSED = common.names(
+    """
+    chunk_size expand head_dim hybrid_override_pattern intermediate_size keep_mtp_spec_in_bf16
+    mamba_dt_init_floor mamba_dt_max mamba_dt_min mamba_expand moe_intermediate_size moe_latent_size
+    moe_shared_expert_intermediate_size moe_shared_expert_overlap mtp_block_configs mtp_hybrid_override_pattern
+    mtp_layers_block_type n_group n_routed_experts norm_topk_prob num_attention_heads num_experts_per_tok
+    num_key_value_heads num_nextn_predict_layers partial_rotary_factor rope_parameters rope_scaling rope_theta
+    routed_scaling_factor topk_group
+    """
+)
+"""Settings of kinds of layers that a model may not have, of the multi-token prediction head, and of rotary embeddings,
+which the configs name and no layer has."""
+
 OTHER_PREFIXES = {"model.": "backbone."}
 """transformers' own files say the one where NVIDIA's say the other."""
 
 
-def parse_config(raw: dict[str, Any]) -> ModelConfig:
+@common.strict(FIXED, aliases=ALIASES, ignored=UNUSED.union(OTHER_MTP))
+def parse_config(config: common.Config) -> ModelConfig:
     """A ModelConfig from the parsed config.json; refuses by name what it does not support."""
-    config = {ALIASES.get(key, key): value for key, value in raw.items()}
-    common.require(config, FIXED)
+    pattern = _pattern(config)
+    common.require(config, {"num_hidden_layers": len(pattern)})
+    model = describe(config, "nemotron_h", tuple(parse_layer(config, letter) for letter in pattern))
+    return msgspec.structs.replace(model, mtp=_mtp(config))
+
+
+def describe(config: common.Config, family: str, layers: tuple[LayerSpec, ...]) -> ModelConfig:
+    """A ModelConfig of these layers."""
     return ModelConfig(
-        family="nemotron_h",
+        family=family,
         vocab_size=common.get(config, "vocab_size"),
         hidden=common.get(config, "hidden_size"),
-        layers=tuple(_layer(config, letter) for letter in _pattern(config)),
+        layers=layers,
         norm_eps=config.get("layer_norm_epsilon", 1e-5),
         tie_embeddings=config.get("tie_word_embeddings", False),
         max_length=config.get("max_position_embeddings", 4096),
@@ -75,37 +96,39 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
     )
 
 
-def _pattern(config: dict[str, Any], types_key: str = "layers_block_type", key: str = "hybrid_override_pattern") -> str:
-    types = config.get(types_key)
-    if types is None:
-        pattern = str(common.get(config, key))
-        unknown = set(pattern) - set(KINDS)
-    else:
-        pattern = "".join(LETTERS.get(name, "?") for name in types)
-        unknown = set(types) - set(LETTERS)
+def _pattern(config: common.Config) -> str:
+    types = config.get("layers_block_type")
+    return letters(common.get(config, "hybrid_override_pattern") if types is None else types)
+
+
+def letters(kinds: Iterable[str]) -> str:
+    """The layer pattern, from letters or from names of kinds of layers."""
+    kinds = tuple(kinds)
+    unknown = set(kinds) - set(LETTERS)
     if unknown:
         raise CheckpointError(
             explain("The layer pattern", expected="M, *, - and E", found=sorted(unknown), todo="Not supported.")
         )
-    return pattern
+    return "".join(LETTERS[kind] for kind in kinds)
 
 
-def _mtp(config: dict[str, Any]) -> MtpSpec | None:
+def _mtp(config: common.Config) -> MtpSpec | None:
     """The head for multi-token prediction; one that is not implemented is left out, since no answer depends on it."""
     count = config.get("num_nextn_predict_layers") or 0
     if not count:
         return None
-    config = {"mtp_hybrid_override_pattern": "*E"} | config  # the default of every implementation
-    pattern = _pattern(config, "mtp_layers_block_type", "mtp_hybrid_override_pattern")
+    types = config.get("mtp_layers_block_type")
+    pattern = letters(config.get("mtp_hybrid_override_pattern", "*E") if types is None else types)  # the usual default
     other = [key for key in OTHER_MTP if config.get(key)]
     if count > 1 or "M" in pattern or other:
         found = f"{count} heads of layers {pattern}" + "".join(f", {key}" for key in other)
         log.warning("the drafting heads are left out: expected one head without Mamba layers, found %s", found)
         return None
-    return MtpSpec(layers=tuple(_layer(config, letter) for letter in pattern))
+    return MtpSpec(layers=tuple(parse_layer(config, letter) for letter in pattern))
 
 
-def _layer(config: dict[str, Any], letter: str) -> LayerSpec:
+def parse_layer(config: common.Config, letter: str) -> LayerSpec:
+    """The layer of a kind that a config.json describes."""
     if letter == "M":
         return Mamba2Spec(
             heads=common.get(config, "mamba_num_heads"),
@@ -139,27 +162,32 @@ def _layer(config: dict[str, Any], letter: str) -> LayerSpec:
 
 def format_config(config: ModelConfig) -> dict[str, Any]:
     """The config.json of a ModelConfig whose layers of one kind are all alike, as the format requires."""
-    raw: dict[str, Any] = common.format_base(config, "NemotronHForCausalLM") | {
-        "layers_block_type": _types(config.layers),
-        "layer_norm_epsilon": config.norm_eps,
-        "max_position_embeddings": config.max_length,
-    }
+    raw = format_model(config, "NemotronHForCausalLM")
     head = () if config.mtp is None else config.mtp.layers
     if head:
         raw |= {"num_nextn_predict_layers": 1, "mtp_layers_block_type": _types(head)}
     every_layer = msgspec.structs.replace(config, layers=(*config.layers, *head))
     for kind in (Mamba2Spec, AttentionSpec, MlpSpec, MoeSpec):
         if spec := common.the_one(every_layer, kind):
-            raw |= _format_layer(spec)
+            raw |= format_layer(spec)
     return raw
 
 
 def _types(layers: Sequence[LayerSpec]) -> list[str]:
-    names = {kind: LAYER_TYPES[letter] for letter, kind in KINDS.items()}
-    return [names[spec.kind] for spec in layers]
+    return [LAYER_TYPES[ModelConfig.LETTERS[spec.kind]] for spec in layers]
 
 
-def _format_layer(spec: LayerSpec) -> dict[str, Any]:
+def format_model(config: ModelConfig, architecture: str) -> dict[str, Any]:
+    """What a config.json says of the whole model."""
+    return common.format_base(config, architecture) | {
+        "layers_block_type": _types(config.layers),
+        "layer_norm_epsilon": config.norm_eps,
+        "max_position_embeddings": config.max_length,
+    }
+
+
+def format_layer(spec: LayerSpec) -> dict[str, Any]:
+    """The reverse of :func:`parse_layer`."""
     if isinstance(spec, Mamba2Spec):
         return {
             "mamba_num_heads": spec.heads,
@@ -181,6 +209,7 @@ def _format_layer(spec: LayerSpec) -> dict[str, Any]:
         }
     if isinstance(spec, MlpSpec):
         return {"intermediate_size": spec.intermediate}
+    assert isinstance(spec, MoeSpec)
     return {
         "n_routed_experts": spec.experts,
         "num_experts_per_tok": spec.top_k,
@@ -222,6 +251,7 @@ def _mixer_maps(ours: str, theirs: str, spec: LayerSpec) -> Iterator[TensorMap]:
     elif isinstance(spec, MlpSpec):
         yield from common.mlp_maps(ours, theirs, spec)
     else:
+        assert isinstance(spec, MoeSpec)
         names = ["gate.weight", "gate.e_score_correction_bias"]
         names += ["shared_experts.up_proj.weight", "shared_experts.down_proj.weight"]
         names += ["fc1_latent_proj.weight", "fc2_latent_proj.weight"] if spec.latent else []

@@ -12,9 +12,9 @@ FIXED = {"hidden_act": "silu", "use_sliding_window": False}
 tensor_maps = llama.tensor_maps
 
 
+@common.strict(FIXED, ignored={"sliding_window", "max_window_layers"})
 def parse_config(raw: common.Config) -> ModelConfig:
     """A ModelConfig from the parsed config.json; refuses by name what it does not support."""
-    common.require(raw, FIXED)
     attention = common.parse_attention(raw, raw.get("head_dim") or 128, qk_norm=True)
     return llama.decoder(raw, "qwen3", attention)
 

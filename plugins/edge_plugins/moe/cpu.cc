@@ -43,16 +43,26 @@ void drop_groups(const MoeArgs& a, const float* choice, uint8_t* taken) {
   for (int64_t e = 0; e < a.experts; ++e) taken[e] = !kept[e / size];
 }
 
+// One token's scores, (experts).
+void score(const MoeArgs& a, const float* logits, float* scores) {
+  if (a.scoring == Scoring::kSigmoid) {
+    for (int64_t e = 0; e < a.experts; ++e) scores[e] = 1.0f / (1.0f + std::exp(-logits[e]));
+    return;
+  }
+  const float highest = *std::max_element(logits, logits + a.experts);
+  float total = 0;
+  for (int64_t e = 0; e < a.experts; ++e) total += scores[e] = std::exp(logits[e] - highest);
+  for (int64_t e = 0; e < a.experts; ++e) scores[e] /= total;
+}
+
 // One token's experts and weights, (top_k) each.
 void route(const MoeArgs& a, const float* logits, int64_t* experts, float* weights) {
   Frame frame;
   auto* scores = frame.take<float>(a.experts);
   auto* choice = frame.take<float>(a.experts);
   auto* taken = frame.take<uint8_t>(a.experts);
-  for (int64_t e = 0; e < a.experts; ++e) {
-    scores[e] = 1.0f / (1.0f + std::exp(-logits[e]));
-    choice[e] = scores[e] + a.correction_bias[e];
-  }
+  score(a, logits, scores);
+  for (int64_t e = 0; e < a.experts; ++e) choice[e] = scores[e] + a.correction_bias[e];
   std::fill_n(taken, a.experts, uint8_t{0});
   if (a.topk_group < a.n_group) drop_groups(a, choice, taken);
   float total = 0;

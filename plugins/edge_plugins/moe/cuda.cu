@@ -62,6 +62,7 @@ void route(const MoeArgs& args, const Routes& routes, Stream stream) {
                         static_cast<int>(args.n_group),
                         static_cast<int>(args.topk_group),
                         args.norm_topk_prob,
+                        args.scoring,
                         args.routed_scaling_factor,
                         args.router_logits,
                         args.correction_bias,

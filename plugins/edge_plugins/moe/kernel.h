@@ -7,6 +7,9 @@
 
 namespace edge {
 
+// How an expert's logit becomes its score: by itself, or as its share of all experts' exponentials.
+enum class Scoring { kSigmoid, kSoftmax };
+
 struct MoeShape {
   int64_t tokens;  // batch * length, may be 0
   int64_t width;
@@ -16,6 +19,7 @@ struct MoeShape {
   int64_t n_group;
   int64_t topk_group;
   bool norm_topk_prob;
+  Scoring scoring;
   float routed_scaling_factor;
   Activation activation;
 };

@@ -1,4 +1,4 @@
-"""``edge::MoE``: sigmoid routing as in Nemotron 3 and DeepSeek-V3, and the chosen experts' weighted sum."""
+"""``edge::MoE``: routing as in Nemotron 3 and DeepSeek-V3, or by softmax, and the chosen experts' weighted sum."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ DOC = """y = sum over the chosen experts e of weight_e * down_e(activation(up_e(
 activation: "relu2" is max(u, 0)^2; "gelu" is u (1 + erf(u / sqrt 2)) / 2; "silu_gated" is SiLU(gate) * u, where
 up_weight holds [gate | u] side by side.
 
-scores = sigmoid(router_logits). Experts are ranked by scores + correction_bias: the topk_group best of n_group
-groups (a group's rank is the sum of its two best), in these the top_k best experts. Their weights are the
-uncorrected scores, divided by their sum + 1e-20 if norm_topk_prob, times routed_scaling_factor
-(DeepSeek-V3, arXiv 2412.19437, equations 12 to 16).
+scores = sigmoid(router_logits), or softmax(router_logits) over all experts, as scoring says. Experts are ranked by
+scores + correction_bias: the topk_group best of n_group groups (a group's rank is the sum of its two best), in these
+the top_k best experts. Their weights are the uncorrected scores, divided by their sum + 1e-20 if norm_topk_prob,
+times routed_scaling_factor (DeepSeek-V3, arXiv 2412.19437, equations 12 to 16). A softmax over the chosen experts'
+logits alone, as Granite 4.0 has it, is scoring "softmax" with norm_topk_prob.
 
 Inputs: x (batch, length, width); router_logits (batch, length, experts); correction_bias (experts);
 up_weight (experts, width, intermediate), twice as wide when gated; down_weight (experts, intermediate, width).
@@ -50,8 +51,16 @@ ACTIVATIONS = {
 """,
 }
 
-ROUTING = """
+SCORINGS = {
+    "sigmoid": """
     scores = Sigmoid (router_logits)
+""",
+    "softmax": """
+    scores = Softmax <axis = -1> (router_logits)
+""",
+}
+
+ROUTING = """
     choice = Add (scores, correction_bias)
 
     zero = Constant <value_ints = [0]> ()
@@ -125,10 +134,20 @@ QUANTIZED = """
 """
 
 BODIES = {
-    prefix + name: ROUTING + matrices + RISE + activation + FALL
+    prefix + ("" if scoring == "sigmoid" else f"{scoring}-") + name: scores + ROUTING + matrices + RISE + active + FALL
     for prefix, matrices in (("", FLOAT), ("quantized-", QUANTIZED))
-    for name, activation in ACTIVATIONS.items()
+    for scoring, scores in SCORINGS.items()
+    for name, active in ACTIVATIONS.items()
 }
+
+
+def score(router_logits: Array, scoring: str) -> Array:
+    """What ranks one token's experts, (experts), in float64."""
+    logits = router_logits.astype(np.float64)
+    if scoring == "sigmoid":
+        return np.asarray(1 / (1 + np.exp(-logits)))
+    powers = np.exp(logits - logits.max())
+    return np.asarray(powers / powers.sum())
 
 
 def activate(risen: Array, activation: str) -> Array:
@@ -154,6 +173,7 @@ def reference(
     norm_topk_prob: int,
     routed_scaling_factor: float,
     activation: str,
+    scoring: str = "sigmoid",
     up_scales: Array | None = None,
     down_scales: Array | None = None,
     block_size: int = 0,
@@ -164,7 +184,7 @@ def reference(
         down_weight = dequantize(down_weight, down_scales, block_size)
     y = np.zeros(x.shape, dtype=np.float64)
     for index in np.ndindex(*x.shape[:-1]):
-        scores = 1 / (1 + np.exp(-router_logits[index].astype(np.float64)))
+        scores = score(router_logits[index], scoring)
         choice = (scores + correction_bias).reshape(n_group, -1)
         rank = np.sort(choice, axis=-1)[:, -2:].sum(-1)
         dropped = np.argsort(-rank, kind="stable")[topk_group:]
@@ -187,7 +207,7 @@ def make_case(
     intermediate: int = 96,
     block_size: int = 32,
     activation: str = "relu2",
-    **attributes: int | float,
+    **attributes: int | float | str,
 ) -> Case:
     """A case with random weights stored as float32, bfloat16, int8 or int4; ``lead`` is (batch, length)."""
     rng = random_of(name)
@@ -206,7 +226,13 @@ def make_case(
         else:
             values = (rng.standard_normal(shape) * shape[1] ** -0.5).astype(np.float32)
             inputs[f"{part}_weight"] = values.astype(dtype_of(weights))
-    defaults = {"n_group": 1, "topk_group": 1, "norm_topk_prob": 1, "routed_scaling_factor": 1.0}
+    defaults: dict[str, int | float | str] = {
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": 1,
+        "routed_scaling_factor": 1.0,
+        "scoring": "sigmoid",
+    }
     stored = {"block_size": block_size} if weights.startswith("int") else {}
     all_attributes = {"activation": activation} | defaults | attributes | stored
     return Case(name, inputs, all_attributes, variant_of(all_attributes, len(inputs)), kernel_only=0 in lead)
@@ -220,6 +246,10 @@ def make_cases() -> list[Case]:
         make_case("groups", (2, 6), 12, top_k=3, n_group=4, topk_group=2),
         make_case("single-expert-groups", (2, 6), 4, top_k=2, n_group=4, topk_group=3),
         make_case("unnormalised", (2, 4), 8, top_k=2, norm_topk_prob=0),
+        make_case("softmax", (3, 5), 8, top_k=3, scoring="softmax", activation="silu_gated"),
+        make_case("softmax-groups", (2, 6), 12, top_k=3, n_group=4, topk_group=2, scoring="softmax"),
+        make_case("softmax-unnormalised", (1, 40), 40, top_k=5, norm_topk_prob=0, scoring="softmax", activation="gelu"),
+        make_case("softmax-int4", (1, 1), 8, top_k=2, scoring="softmax", weights="int4", activation="silu_gated"),
         make_case("all-experts", (1, 3), 4, top_k=4),
         make_case("most-experts-idle", (1, 3), 32, top_k=1),
         make_case("one-expert", (1, 2), 1, top_k=1),
@@ -238,6 +268,8 @@ def make_cases() -> list[Case]:
             cases.append(make_case(name, (2, 3), 6, top_k=2, weights=weights, activation=activation))
         cases.append(make_case(f"{activation}-step", (1, 1), 6, top_k=2, activation=activation))
     for value in (math.nan, math.inf):
+        case = make_case("softmax-row", (4, 1), 6, top_k=2, scoring="softmax")
+        cases.append(poison(case, 2, value, "x", "router_logits"))
         for weights in ("float32", "int4"):
             case = make_case(f"row-{weights}", (4, 1), 6, top_k=2, weights=weights)
             cases.append(poison(case, 2, value, "x", "router_logits"))
@@ -245,8 +277,10 @@ def make_cases() -> list[Case]:
 
 
 def variant_of(attributes: Mapping[str, Any], inputs: int) -> str:
-    """The activation, behind ``quantized-`` where the weights are integers."""
-    return ("quantized-" if "block_size" in attributes else "") + str(attributes["activation"])
+    """The activation, behind ``softmax-`` if that is how scores are made and ``quantized-`` if weights are integers."""
+    scoring = str(attributes.get("scoring", "sigmoid"))
+    prefix = ("quantized-" if "block_size" in attributes else "") + ("" if scoring == "sigmoid" else f"{scoring}-")
+    return prefix + str(attributes["activation"])
 
 
 MOE = Operator(
@@ -261,13 +295,14 @@ MOE = Operator(
         "norm_topk_prob": int,
         "routed_scaling_factor": float,
         "activation": str,
+        "scoring": str,
         "block_size": int,
     },
     reference=reference,
     bodies=BODIES,
     variant_of=variant_of,
-    variant_inputs={f"quantized-{name}": ("up_scales", "down_scales") for name in ACTIVATIONS},
+    variant_inputs={name: ("up_scales", "down_scales") for name in BODIES if name.startswith("quantized-")},
     weights=frozenset({"correction_bias", "up_weight", "down_weight", "up_scales", "down_scales"}),
-    selectors=frozenset({"activation"}),
+    selectors=frozenset({"activation", "scoring"}),
     make_cases=make_cases,
 )

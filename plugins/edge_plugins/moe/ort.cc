@@ -14,6 +14,7 @@ class MoE : public NodeKernel {
         up_(info, 3, 5, "up_weight", info.integer("block_size", 0)),
         down_(info, 4, 6, "down_weight", info.integer("block_size", 0)) {
     args_.activation = activation_of(info.text("activation", "relu2"));
+    args_.scoring = scoring_of(info.text("scoring", "sigmoid"));
     args_.width = up_.in();
     args_.experts = up_.count();
     args_.intermediate = down_.in();

@@ -23,6 +23,7 @@ struct Routes {
 struct Routing {
   int tokens, experts, top_k, n_group, topk_group;
   bool norm_topk_prob;
+  Scoring scoring;
   float routed_scaling_factor;
   const float* logits;  // (tokens, experts)
   const float* bias;    // (experts)
@@ -79,6 +80,21 @@ __device__ inline void pick_best(int picks, const float* values, int count, cons
   }
 }
 
+// One token's scores, by a warp.
+__device__ inline void score_experts(const Routing& r, const float* logits, float* scores) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  if (r.scoring == Scoring::kSigmoid) {
+    for (int e = lane; e < r.experts; e += kWarp) scores[e] = 1.0f / (1.0f + expf(-logits[e]));
+    return;
+  }
+  float highest = -INFINITY, total = 0;
+  for (int e = lane; e < r.experts; e += kWarp) highest = fmaxf(highest, logits[e]);
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) highest = fmaxf(highest, __shfl_xor_sync(kAllLanes, highest, mask));
+  for (int e = lane; e < r.experts; e += kWarp) total += scores[e] = expf(logits[e] - highest);
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) total += __shfl_xor_sync(kAllLanes, total, mask);
+  for (int e = lane; e < r.experts; e += kWarp) scores[e] /= total;
+}
+
 // Ranks each group by the sum of its two best and keeps the topk_group best groups.
 __device__ inline void keep_groups(const Routing& r, RoutingScratch& scratch) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, size = r.experts / r.n_group;
@@ -105,11 +121,8 @@ __device__ inline void keep_groups(const Routing& r, RoutingScratch& scratch) {
 __device__ inline void route_token(const Routing& r, int token, RoutingScratch& scratch) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, size = r.experts / r.n_group;
   const float* logits = r.logits + static_cast<int64_t>(token) * r.experts;
-  for (int e = lane; e < r.experts; e += kWarp) {
-    const float score = 1.0f / (1.0f + expf(-logits[e]));
-    scratch.scores[e] = score;
-    scratch.choice[e] = score + r.bias[e];
-  }
+  score_experts(r, logits, scratch.scores);
+  for (int e = lane; e < r.experts; e += kWarp) scratch.choice[e] = scratch.scores[e] + r.bias[e];
   __syncwarp();
   const bool all = r.topk_group == r.n_group;
   if (!all) keep_groups(r, scratch);

@@ -15,6 +15,13 @@ inline Activation activation_of(const std::string& name) {
   refuse("The attribute activation of MoE", "relu2, gelu or silu_gated", "'" + name + "'", "Export the model again.");
 }
 
+// Graphs of before there was a choice do not name it.
+inline Scoring scoring_of(const std::string& name) {
+  if (name == "sigmoid" || name.empty()) return Scoring::kSigmoid;
+  if (name == "softmax") return Scoring::kSoftmax;
+  refuse("The attribute scoring of MoE", "sigmoid or softmax", "'" + name + "'", "Export the model again.");
+}
+
 // Refuses attributes that so many experts do not allow.
 inline void check_routing(const MoeShape& shape) {
   const auto within = [](const char* name, int64_t value, int64_t highest) {

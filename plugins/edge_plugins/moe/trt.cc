@@ -32,6 +32,7 @@ class MoE final : public KernelNode<MoeArgs, cuda::moe_unsupported, cuda::moe_wo
     args_.norm_topk_prob = attributes.integer("norm_topk_prob") != 0;
     args_.routed_scaling_factor = attributes.number("routed_scaling_factor");
     args_.activation = edge::moe::activation_of(attributes.text("activation"));
+    args_.scoring = edge::moe::scoring_of(attributes.text("scoring"));
   }
 
  private:
@@ -74,6 +75,7 @@ OperatorType moe() {
            {"norm_topk_prob", Field::kINT64},
            {"routed_scaling_factor", Field::kFLOAT32},
            {"activation", Field::kCHAR},
+           {"scoring", Field::kCHAR, true},
            {"block_size", Field::kINT64, true},
            {"weight_bits", Field::kINT64, true}},
           [](const Attributes& attributes) {

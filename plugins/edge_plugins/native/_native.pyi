@@ -50,6 +50,7 @@ def moe(
     down_scales: _Array | None = None,
     block_size: int = 0,
     activation: str = "relu2",
+    scoring: str = "sigmoid",
     bits: int = 8,
     exact: bool = False,
     isa: str = "auto",

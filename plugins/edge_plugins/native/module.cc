@@ -119,6 +119,12 @@ Activation activation_of(const std::string& name) {
   throw std::invalid_argument("activation: expected relu2, gelu or silu_gated, found " + name + ".");
 }
 
+Scoring scoring_of(const std::string& name) {
+  if (name == "sigmoid") return Scoring::kSigmoid;
+  if (name == "softmax") return Scoring::kSoftmax;
+  throw std::invalid_argument("scoring: expected sigmoid or softmax, found " + name + ".");
+}
+
 void check(const MoeArgs& a, const Packed& up, const Packed& down) {
   const int64_t gates = a.activation == Activation::kSiluGated ? 2 : 1;
   const bool fits = up.first().out == gates * a.intermediate && down.first().out == a.width &&
@@ -130,7 +136,8 @@ void check(const MoeArgs& a, const Packed& up, const Packed& down) {
 Floats moe(const Floats& x, const Floats& router_logits, const Floats& correction_bias, const Weight& up_weight,
            const Weight& down_weight, int64_t top_k, int64_t n_group, int64_t topk_group, bool norm_topk_prob,
            float routed_scaling_factor, const Scales& up_scales, const Scales& down_scales, int64_t block_size,
-           const std::string& activation, int bits, bool exact, const std::string& isa, int threads) {
+           const std::string& activation, const std::string& scoring, int bits, bool exact, const std::string& isa,
+           int threads) {
   const PackedPointer up = packed(up_weight, up_scales, block_size, bits);
   const PackedPointer down = packed(down_weight, down_scales, block_size, bits);
   MoeArgs args{};
@@ -143,6 +150,7 @@ Floats moe(const Floats& x, const Floats& router_logits, const Floats& correctio
   args.norm_topk_prob = norm_topk_prob;
   args.routed_scaling_factor = routed_scaling_factor;
   args.activation = activation_of(activation);
+  args.scoring = scoring_of(scoring);
   args.exact = exact;
   check(args, *up, *down);
   expect(x, "x", {-1, -1, args.width});
@@ -316,7 +324,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("moe", &moe, py::kw_only(), arg("x"), arg("router_logits"), arg("correction_bias"), arg("up_weight"),
         arg("down_weight"), arg("top_k"), arg("n_group"), arg("topk_group"), arg("norm_topk_prob"),
         arg("routed_scaling_factor"), arg("up_scales") = none, arg("down_scales") = none, arg("block_size") = 0,
-        arg("activation") = "relu2", arg("bits") = 8, exact, isa, threads);
+        arg("activation") = "relu2", arg("scoring") = "sigmoid", arg("bits") = 8, exact, isa, threads);
   m.def("mamba2_mixer", &mamba2_mixer, py::kw_only(), arg("proj"), arg("conv_weight"), arg("conv_bias"), arg("dt_bias"),
         arg("a_log"), arg("d"), arg("norm_weight"), arg("past_conv"), arg("past_ssm"), arg("groups"), arg("conv_dim"),
         arg("eps"), arg("dt_min"), arg("dt_max"), inplace, isa, threads);
