@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,12 +31,14 @@ class Grammar:
     """What an answer must look like, for any tokenizer. Raises ConfigError with what llguidance refuses."""
 
     source: str
-    """The grammar in llguidance's variant of Lark; its first rule is ``start``. ``MARKER_0`` and so on, where it uses
-    them, are defined when it is compiled."""
+    """The grammar in llguidance's variant of Lark; it begins at ``start``. ``marker_0`` and so on, which it may use, are
+    defined when it is compiled."""
     markers: tuple[str, ...] = ()
     """Texts for which a tokenizer may have special tokens, such as ``<tool_call>``."""
     ends_of_text: tuple[str, ...] = ()
     """Texts that end a free text, where it is not quoted: they help to find closings."""
+    end_of_reasoning: str = ""
+    """If given, any text through this marker comes first, as ``</think>`` where the template opened the block."""
 
     def __post_init__(self) -> None:
         _, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(self.serialised({}))
@@ -68,7 +70,7 @@ class Grammar:
     @classmethod
     def regex(cls, pattern: str) -> Grammar:
         """Text that a regular expression matches as a whole; the syntax is that of Rust's ``regex``: no look-around."""
-        return cls(f"start: %regex_{json.dumps(pattern)}" if not pattern else f"start: /{_slashes_escaped(pattern)}/")
+        return cls(f"start: /{_slashes_escaped(pattern)}/" if pattern else 'start: ""')
 
     @classmethod
     def choice(cls, options: Iterable[str]) -> Grammar:
@@ -80,16 +82,24 @@ class Grammar:
             )
         return cls("start: " + " | ".join(quoted(text) for text in texts))
 
+    def after_reasoning(self, end: str = "</think>") -> Grammar:
+        """The same behind a block of reasoning that the prompt has opened; it is closed within the budget too."""
+        return replace(self, end_of_reasoning=end, ends_of_text=(*self.ends_of_text, end))
+
     def serialised(self, specials: Mapping[str, int], prefix: str = "") -> str:
         """llguidance's form for a tokenizer with these special tokens; ``prefix`` is text that stands before."""
-        lines = [self.source]
-        for index, marker in enumerate(self.markers):
-            lines.append(f"marker_{index}: {f'<[{specials[marker]}]>' if marker in specials else quoted(marker)}")
-        answer: dict[str, str] = {"lark_grammar": "\n".join(lines)}
-        if not prefix:
+        rules = [f"marker_{index}: {_literal(marker, specials)}" for index, marker in enumerate(self.markers)]
+        answer = {"lark_grammar": "\n".join([self.source, *rules])}
+        if not prefix and not self.end_of_reasoning:
             return json.dumps({"grammars": [answer]})
-        before = {"lark_grammar": f"start: {quoted(prefix)} @answer"}
-        return json.dumps({"grammars": [before, {"name": "answer", **answer}]})
+        before = f"start: {quoted(prefix) if prefix else ''}"
+        if not (end := self.end_of_reasoning):
+            before += " @answer"
+        elif end in specials:
+            before += f' /(?s:.*)/ {_literal(end, specials)} "\\n"{{0,2}} @answer'
+        else:
+            before += f' reasoning "\\n"{{0,2}} @answer\nreasoning[suffix={quoted(end)}]: /(?s:.*)/'
+        return json.dumps({"grammars": [{"lark_grammar": before}, {"name": "answer", **answer}]})
 
 
 def json_rule(schema: Schema) -> str:
@@ -109,6 +119,11 @@ def json_rule(schema: Schema) -> str:
 def quoted(text: str) -> str:
     """A text as a literal of Lark."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def _literal(text: str, specials: Mapping[str, int]) -> str:
+    """A special token where there is one, which grammars tell from the same text in other tokens."""
+    return f"<[{specials[text]}]>" if text in specials else quoted(text)
 
 
 def _slashes_escaped(pattern: str) -> str:
@@ -165,10 +180,13 @@ class GrammarCompiler:
             return self._compiled[grammar].copy()
 
     def _start(self, grammar: Grammar) -> Constraint:
-        prefix = " " if self.vocabulary.drops_first_space else ""
-        source = grammar.serialised(self.vocabulary.specials, prefix)
+        specials = self.vocabulary.specials
+        source = grammar.serialised(specials, " " if self.vocabulary.drops_first_space else "")
+        ends = [
+            [specials[text]] if text in specials else self.tokenizer.greedy_tokenize(text)
+            for text in grammar.ends_of_text
+        ]
         matcher = _llguidance().LLMatcher(self.tokenizer, source, log_level=0)
-        ends = [self.tokenizer.greedy_tokenize(text) for text in grammar.ends_of_text]
         plan = None if matcher.is_error() else self.closer.shortest(matcher, LONGEST_CLOSING, ends)
         if plan is None:
             raise ConfigError(
