@@ -41,7 +41,7 @@ class Grammar:
     """If given, any text through this marker comes first, as ``</think>`` where the template opened the block."""
 
     def __post_init__(self) -> None:
-        _, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(self.serialised({}))
+        _, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(self.serialised())
         if messages:
             raise ConfigError(
                 explain(
@@ -69,8 +69,11 @@ class Grammar:
 
     @classmethod
     def regex(cls, pattern: str) -> Grammar:
-        """Text that a regular expression matches as a whole; the syntax is that of Rust's ``regex``: no look-around."""
-        return cls(f"start: /{_slashes_escaped(pattern)}/" if pattern else 'start: ""')
+        """Text that a regular expression matches as a whole.
+
+        The syntax is that of Rust's ``regex``, without look-around; ``\\d`` is 0 to 9.
+        """
+        return cls(f"start: /{_llguidance().regex_to_lark(pattern)}/" if pattern else 'start: ""')
 
     @classmethod
     def choice(cls, options: Iterable[str]) -> Grammar:
@@ -86,20 +89,20 @@ class Grammar:
         """The same behind a block of reasoning that the prompt has opened; it is closed within the budget too."""
         return replace(self, end_of_reasoning=end, ends_of_text=(*self.ends_of_text, end))
 
-    def serialised(self, specials: Mapping[str, int], prefix: str = "") -> str:
-        """llguidance's form for a tokenizer with these special tokens; ``prefix`` is text that stands before."""
+    def serialised(self, vocabulary: TokenBytes | None = None) -> str:
+        """llguidance's form, for a tokenizer if given."""
+        specials = vocabulary.specials if vocabulary else {}
         rules = [f"marker_{index}: {_literal(marker, specials)}" for index, marker in enumerate(self.markers)]
         answer = {"lark_grammar": "\n".join([self.source, *rules])}
-        if not prefix and not self.end_of_reasoning:
-            return json.dumps({"grammars": [answer]})
-        before = f"start: {quoted(prefix) if prefix else ''}"
-        if not (end := self.end_of_reasoning):
-            before += " @answer"
-        elif end in specials:
-            before += f' /(?s:.*)/ {_literal(end, specials)} "\\n"{{0,2}} @answer'
-        else:
-            before += f' reasoning "\\n"{{0,2}} @answer\nreasoning[suffix={quoted(end)}]: /(?s:.*)/'
-        return json.dumps({"grammars": [{"lark_grammar": before}, {"name": "answer", **answer}]})
+        before = ['" "'] if vocabulary and vocabulary.drops_first_space else []
+        if (end := self.end_of_reasoning) in specials:
+            before += ["/(?s:.*)/", _literal(end, specials), r'"\n"{0,2}']
+        elif end:
+            before += ["reasoning", r'"\n"{0,2}']
+        # Forced passages are put into tokens ahead, which fails where only some texts have any.
+        lines = ["" if vocabulary is None or vocabulary.says_everything else '%llguidance {"no_forcing": true}']
+        lines += [f"start: {' '.join(before)} @answer", f"reasoning[suffix={quoted(end)}]: /(?s:.*)/" if end else ""]
+        return json.dumps({"grammars": [{"lark_grammar": "\n".join(lines)}, {"name": "answer", **answer}]})
 
 
 def json_rule(schema: Schema) -> str:
@@ -118,16 +121,12 @@ def json_rule(schema: Schema) -> str:
 
 def quoted(text: str) -> str:
     """A text as a literal of Lark."""
-    return json.dumps(text, ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _literal(text: str, specials: Mapping[str, int]) -> str:
     """A special token where there is one, which grammars tell from the same text in other tokens."""
     return f"<[{specials[text]}]>" if text in specials else quoted(text)
-
-
-def _slashes_escaped(pattern: str) -> str:
-    return pattern.replace("/", "\\/")
 
 
 def _llguidance() -> Any:
@@ -181,12 +180,11 @@ class GrammarCompiler:
 
     def _start(self, grammar: Grammar) -> Constraint:
         specials = self.vocabulary.specials
-        source = grammar.serialised(specials, " " if self.vocabulary.drops_first_space else "")
         ends = [
             [specials[text]] if text in specials else self.tokenizer.greedy_tokenize(text)
             for text in grammar.ends_of_text
         ]
-        matcher = _llguidance().LLMatcher(self.tokenizer, source, log_level=0)
+        matcher = _llguidance().LLMatcher(self.tokenizer, grammar.serialised(self.vocabulary), log_level=0)
         plan = None if matcher.is_error() else self.closer.shortest(matcher, LONGEST_CLOSING, ends)
         if plan is None:
             raise ConfigError(
@@ -286,7 +284,7 @@ class Constraint:
 
         ``remaining`` counts this token and not the end token. An end token is the answer where nothing else fits.
         """
-        plan = self._plan_after(token_id, max(remaining - 1, 0))
+        plan = self._plan_after(token_id, remaining - 1) if remaining > 0 else None
         if plan is None:
             return self._plan[0] if self._plan else self._compiler.end_token_ids[0]
         self._chosen = (token_id, plan)
