@@ -43,7 +43,7 @@ class TokenBytes(msgspec.Struct, frozen=True, kw_only=True):
 def token_bytes(tokenizer: Tokenizer) -> TokenBytes:
     """Finds the bytes of all tokens, and proves on samples that the tokenizer's texts are made of them.
 
-    Raises ConfigError where a token's text depends on more than whether it stands first, as in WordPiece's with clean-up.
+    Raises ConfigError where a token's text depends on more than whether it stands first, as in WordPiece's clean-up.
     """
     added = tokenizer.get_added_tokens_decoder()
     specials = {token.content: token_id for token_id, token in added.items() if token.special}

@@ -288,25 +288,23 @@ class TaggedCallReader(CallReader):
         if self._types is not None:
             return self._read_value(text, self._types, events)
         blank = len(text) - len(text.lstrip())
+        consumed = self._read_tag(text[blank:], events)
+        return blank + consumed
+
+    def _read_tag(self, text: str, events: list[Event]) -> int:
         tags = (self.FUNCTION,) if self.begun is None else (self.PARAMETER, self.END_FUNCTION)
-        rest = text[blank:]
-        tag = next((tag for tag in tags if rest.startswith(tag)), None)
-        if tag is None:
-            if rest and not any(tag.startswith(rest) for tag in tags):
-                self.status = "broken"
-            return blank
+        tag = next((tag for tag in tags if text.startswith(tag)), "")
         if tag == self.END_FUNCTION:
             events += [self._argue("}" if self._arguments else "{}"), self._complete()]
             self._ended = True
-            return blank + len(tag)
-        name, found, _ = rest[len(tag) :].partition(">")
-        if "<" in name or "\n" in name or (found and not name):
-            self.status = "broken"
-            return 0
-        if not found:
-            return 0
-        self._open(tag, name, events)
-        return blank + len(tag) + len(name) + 1
+            return len(tag)
+        name, end, _ = text[len(tag) :].partition(">") if tag else ("", "", "")
+        if tag and end and name and not set(name) & {"<", "\n"}:
+            self._open(tag, name, events)
+            return len(tag) + len(name) + 1
+        could_come = any(start.startswith(text) for start in tags) if not tag else not (end or set(name) & {"<", "\n"})
+        self.status = "open" if could_come else "broken"
+        return 0
 
     def _open(self, tag: str, name: str, events: list[Event]) -> None:
         if tag == self.FUNCTION:

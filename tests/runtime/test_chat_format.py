@@ -67,7 +67,7 @@ def joined(events: list[Event]) -> list[Event]:
     ("template", "calls", "reasoning"),
     [
         ("{{ messages[-1].content }} =>", None, False),
-        ("<tool_call>\\n{\"name\": <function-name>, \"arguments\": <args>}</tool_call> <think></think>", "hermes", True),
+        ('<tool_call>\\n{"name": <function-name>, "arguments": <args>}</tool_call> <think></think>', "hermes", True),
         ("<tool_call>\\n<function=example_function_name>\\n<parameter=example_parameter_1></think>", "tagged", True),
         ("<AVAILABLE_TOOLS> <TOOLCALL>[{...}]</TOOLCALL> {{ '<think>\\n' }} </think>", "toolcall", True),
     ],
@@ -93,7 +93,7 @@ def test_calls_of_every_format() -> None:
     arguments = {"to": 'the "lab"\n\n</tool_call>', "speed_m_s": 1.5, "fast": True, "via": [1, 2.5], "load": None}
     call = json.dumps({"name": "drive", "arguments": arguments})
     tagged = (
-        "<function=drive>\n<parameter=to>\nthe \"lab\"\n\n</tool_call>\n</parameter>\n<parameter=speed_m_s>1.5"
+        '<function=drive>\n<parameter=to>\nthe "lab"\n\n</tool_call>\n</parameter>\n<parameter=speed_m_s>1.5'
         "</parameter>\n<parameter=fast>\nTrue\n</parameter><parameter=via>\n[1,\n 2.5]\n</parameter>\n"
         "<parameter=load>\nnull\n</parameter>\n</function>"
     )
@@ -183,7 +183,9 @@ def test_a_call_streams() -> None:
         ("tagged", "<tool_call>{}</tool_call>c", None, []),
     ],
 )
-def test_malformed_calls_are_given_back_as_text(calls: CallFormat, text: str, content: str | None, names: list[str]) -> None:
+def test_malformed_calls_are_given_back_as_text(
+    calls: CallFormat, text: str, content: str | None, names: list[str]
+) -> None:
     for pieces in ([text], list(text)):
         events = parse(ChatFormat(calls=calls), *pieces)
         answer = collect(events)
@@ -197,8 +199,28 @@ def test_malformed_calls_are_given_back_as_text(calls: CallFormat, text: str, co
 
 
 PARTS = [
-    *("<think>", "</think>", "<tool_call>", "</tool_call>", "<TOOLCALL>", "</TOOLCALL>", "<function=", "drive>", "stop>"),
-    *("<parameter=", "to>", "via>", "</parameter>", "</function>", '{"name": ', '"drive"', ', "arguments": ', '{"to": '),
+    *(
+        "<think>",
+        "</think>",
+        "<tool_call>",
+        "</tool_call>",
+        "<TOOLCALL>",
+        "</TOOLCALL>",
+        "<function=",
+        "drive>",
+        "stop>",
+    ),
+    *(
+        "<parameter=",
+        "to>",
+        "via>",
+        "</parameter>",
+        "</function>",
+        '{"name": ',
+        '"drive"',
+        ', "arguments": ',
+        '{"to": ',
+    ),
     *("{", "}", "[", "]", '"', "\\", ",", ":", " ", "\n", "<", "</", "é", "12", "null", "word", "true"),
     '<tool_call>\n{"name": "drive", "arguments": {"to": "x"}}\n</tool_call>',
     '<tool_call>{"name": "drive", "arguments": {"to": ',
