@@ -68,8 +68,8 @@ class Closer:
     def rests(self, plan: Plan, token_id: int) -> Iterator[Plan]:
         """What is left of a plan behind a token that says its beginning in other tokens, or with other spaces."""
         said, content = self._bytes([token_id]), self._bytes(plan)
-        for start in {said, said.lstrip(), said.rstrip(), said.strip()} - {b""}:
-            if content.startswith(start):
+        for start in dict.fromkeys((said, said.lstrip(), said.rstrip(), said.strip())):
+            if start and content.startswith(start):
                 yield tuple(self._greedy(content[len(start) :]))
 
     def _bytes(self, ids: Iterable[int]) -> bytes:

@@ -99,8 +99,8 @@ def json_rule(schema: Schema) -> str:
     """A schema as a term of a Lark rule. Raises ConfigError if it is not JSON."""
     try:
         parsed = json.loads(schema) if isinstance(schema, str) else schema
-        if not isinstance(parsed, (Mapping, bool)):
-            raise TypeError(f"{type(parsed).__name__} is no schema")
+        if parsed is False or not isinstance(parsed, (Mapping, bool)):
+            raise TypeError("false, which allows nothing" if parsed is False else type(parsed).__name__)
         body = {"x-guidance": {"whitespace_pattern": WHITESPACE}, **(parsed if isinstance(parsed, Mapping) else {})}
         return f"%json {json.dumps(body)}"
     except (TypeError, ValueError) as error:

@@ -192,13 +192,8 @@ class Constraint:
         self._plan = plan
 
     def _mask(self) -> np.ndarray:
-        """Bit mask (vocabulary / 8, rounded up) uint8, of the closing alone where llguidance reached a limit."""
-        mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        if not self._matcher.is_error():
-            return mask
-        only = np.zeros(8 * len(mask), dtype=np.uint8)
-        only[list(self._plan[:1] or self._compiler.end_token_ids)] = 1
-        return np.packbits(only, bitorder="little")
+        """Bit mask (vocabulary / 8, rounded up) uint8; only ends where llguidance gave up, which choose sees to."""
+        return np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
 
     def _plan_after(self, token_id: int, limit: int) -> Plan | None:
         """What completes the answer after this token in at most ``limit`` tokens; None where nothing is known to."""

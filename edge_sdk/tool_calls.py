@@ -380,8 +380,10 @@ def converted(text: str, types: frozenset[str]) -> Any:
 def _readings(text: str) -> Iterator[Any]:
     """The text as JSON, and as Python's words for what JSON has other words for."""
     try:
-        yield json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse)
+        json.dumps(value, allow_nan=False)  # 1e999 is read as infinity
+        yield value
     except (ValueError, RecursionError):
-        words = {"true": True, "false": False, "none": None, "null": None}
+        words = {"true": True, "false": False, "none": None}
         if text.lower() in words:
             yield words[text.lower()]

@@ -67,6 +67,7 @@ def joined(events: list[Event]) -> list[Event]:
     ("template", "calls", "reasoning"),
     [
         ("{{ messages[-1].content }} =>", None, False),
+        ("<function=example_function_name>{{ parameters }}</function>", None, False),
         ('<tool_call>\\n{"name": <function-name>, "arguments": <args>}</tool_call> <think></think>', "hermes", True),
         ("<tool_call>\\n<function=example_function_name>\\n<parameter=example_parameter_1></think>", "tagged", True),
         ("<AVAILABLE_TOOLS> <TOOLCALL>[{...}]</TOOLCALL> {{ '<think>\\n' }} </think>", "toolcall", True),
@@ -117,6 +118,7 @@ def test_calls_of_every_format() -> None:
         ("steps", "four", "four"),
         ("speed_m_s", "2", 2),
         ("speed_m_s", "NaN", "NaN"),
+        ("speed_m_s", "1e999", "1e999"),
         ("fast", "false", False),
         ("fast", "False", False),
         ("mode", "bold", "bold"),
