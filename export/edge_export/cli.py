@@ -51,9 +51,10 @@ def engine(
 
 
 if find_spec("torch") is not None:  # a board has none, and needs only the command above
-    from edge_export import torch_commands
+    from edge_export import student_commands, torch_commands
 
-    app.registered_commands.extend(torch_commands.app.registered_commands)
+    for part in (student_commands, torch_commands):
+        app.registered_commands.extend(part.app.registered_commands)
 
 
 def main() -> None:
