@@ -4,7 +4,7 @@
     python benchmarks/distil.py table build/distil                                       # Markdown
 
 Three tasks: SCAN's simple and length splits (from its grammar, samples/scan_rover/scan.py), and a byte-level language
-model over the documentation of Debian's perl-modules and the licences of base-files. The student's shape is searched for
+model over the documentation in Debian's perl-modules and the licences in base-files. The student's shape is searched
 under a budget of a quarter of the teacher's parameters. Distilled and from-scratch students see the same batches.
 """
 
@@ -24,15 +24,16 @@ from typing import Any
 import msgspec
 import torch
 
-from edge_export.checkpoint import load_model
-from edge_export.data import Batches, Pair, Sample, collate, cut, tokenize
+from edge_export.budget import Budget
+from edge_export.checkpoint import load_model, save_model
+from edge_export.data import Batch, Batches, Sample, collate
 from edge_export.distil import DistilLoss, DistilSchedule
+from edge_export.documents import Pair, cut, tokenize
 from edge_export.evaluate import exact_match
 from edge_export.families import nemotron_h
-from edge_export.importance import Importance, measure
-from edge_export.prune import StudentShape, prune
-from edge_export.search import by_zero_shot, candidates, zero_shot_loss
-from edge_export.teacher import cache_teacher
+from edge_export.search import zero_shot_loss
+from edge_export.students import SearchSettings, make_student
+from edge_export.teacher import stored_teacher
 from edge_export.torch_model import HybridLM
 from edge_export.training import Schedule, Trainer, cross_entropy
 from edge_sdk.files import new_file
@@ -45,7 +46,6 @@ import scan  # noqa: E402
 SHARE = 0.25
 """Of the teacher's parameters."""
 
-CALIBRATION_SAMPLES, CALIBRATION_BATCH = 256, 32
 CANDIDATES = 48
 TEXT_LENGTH = 256
 """Bytes of a sample of the language model."""
@@ -107,7 +107,7 @@ def scan_task(split: str, steps: int) -> Task:
 
 def bytes_task() -> Task:
     """The next byte of a text; bits per byte over every tenth text."""
-    texts = [list(text.encode()) + [END] for text in read_texts()]
+    texts = [[*text.encode(), END] for text in read_texts()]
     train = [sample for index, ids in enumerate(texts) if index % 10 for sample in cut(ids, TEXT_LENGTH)]
     test = [sample for ids in texts[::10] for sample in cut(ids, TEXT_LENGTH)]
     print(f"bytes: {sum(map(len, texts)):,} in {len(texts)} texts, {len(train)} and {len(test)} samples")
@@ -138,7 +138,7 @@ def bits_per_byte(model: HybridLM, samples: Sequence[Sample]) -> float:
     return zero_shot_loss(model, grouped(samples)) / math.log(2)
 
 
-def grouped(samples: Sequence[Sample]) -> list[Any]:
+def grouped(samples: Sequence[Sample]) -> list[Batch]:
     """All samples in batches of similar lengths."""
     order = sorted(range(len(samples)), key=lambda index: len(samples[index].ids))
     return [collate(samples, order[start : start + 16]) for start in range(0, len(order), 16)]
@@ -160,65 +160,57 @@ def trained(model: HybridLM, samples: Sequence[Sample], schedule: Schedule, fold
 
 def run(task: Task, folder: Path, seeds: Sequence[int]) -> None:
     """All models of a task; what is in ``scores.json`` is not made again."""
-    scores = Scores(folder / "scores.json")
-    teacher = task.teacher(folder / "teacher").eval()
-    scores.add("teacher", 0, lambda: task.score(teacher, task.test), parameters=teacher.config.parameters())
-    answers = cache_teacher(teacher, task.train, folder / "logits", top_k=task.schedule.top_k, temperature=1.0)
+    scores = Scores(folder / "scores.json", task)
+    checkpoint = folder / "teacher" / "model"
+    if not checkpoint.exists():
+        save_model(task.teacher(folder / "teacher"), checkpoint)
+    teacher = load_model(checkpoint).eval()
+    scores.add("teacher", 0, teacher)
+    schedule = task.schedule
+    answers = stored_teacher(
+        checkpoint,
+        task.train,
+        folder / "logits",
+        top_k=schedule.top_k,
+        temperature=schedule.temperature,
+        device=torch.device("cpu"),
+    )
     for seed in seeds:
-        importance, shape = searched(teacher, task, folder / f"shape-{seed}.json", seed)
-        schedule = msgspec.structs.replace(task.schedule, seed=seed)
-        pruned = prune(teacher, shape, importance)
-        size = pruned.config.parameters()
-        scores.add("pruned", seed, lambda: task.score(pruned, task.test), parameters=size)
+        schedule = msgspec.structs.replace(schedule, seed=seed)
+        pruned = quarter(teacher, task, folder / f"student-{seed}", seed)
+        scores.add("pruned", seed, pruned)
+        batches, loss = Batches(task.train, schedule.batch_size, seed), DistilLoss(answers, schedule)
+        Trainer(pruned, batches, schedule, folder / f"distilled-{seed}", loss, "distilled").run()
+        scores.add("distilled", seed, pruned)
         scratch = HybridLM(pruned.config)
-        loss = DistilLoss(answers, schedule)
-
-        def distilled() -> HybridLM:
-            batches = Batches(task.train, schedule.batch_size, seed)
-            return Trainer(pruned, batches, schedule, folder / f"distilled-{seed}", loss, "distilled").run()
-
-        scores.add("distilled", seed, lambda: task.score(distilled(), task.test), parameters=size)
-        scores.add(
-            "scratch",
-            seed,
-            lambda: task.score(trained(scratch, task.train, schedule, folder / f"scratch-{seed}"), task.test),
-            parameters=size,
-        )
+        trained(scratch, task.train, schedule, folder / f"scratch-{seed}")
+        scores.add("scratch", seed, scratch)
 
 
-def searched(teacher: HybridLM, task: Task, path: Path, seed: int) -> tuple[Importance, StudentShape]:
-    """The importance on calibration data that the seed chooses, and the best shape of a quarter of the parameters."""
-    torch.manual_seed(seed)
-    chosen = torch.randperm(len(task.train))[:CALIBRATION_SAMPLES].tolist()
-    batches = [
-        collate(task.train, chosen[start : start + CALIBRATION_BATCH])
-        for start in range(0, len(chosen), CALIBRATION_BATCH)
-    ]
-    importance = measure(teacher, batches)
-    if not path.exists():
-        budget = SHARE * teacher.config.parameters()
-        found = candidates(
-            teacher.config, importance, lambda config: config.parameters(), budget, count=CANDIDATES, seed=seed
-        )
-        best = by_zero_shot(teacher, importance, found, batches[:4])[0]
-        print(f"{path.parent.name}, seed {seed}: {best.config.pattern}, {best.shape}, {best.loss:.3f} nats")
-        with new_file(path) as new:
-            new.write_bytes(msgspec.json.encode(best.shape))
-    return importance, msgspec.json.decode(path.read_bytes(), type=StudentShape)
+def quarter(teacher: HybridLM, task: Task, folder: Path, seed: int) -> HybridLM:
+    """The best student of a quarter of the parameters, on calibration data that the seed chooses; kept in a folder."""
+    if not folder.exists():
+        settings = SearchSettings(calibration_samples=256, calibration_batch=32, candidates=CANDIDATES, seed=seed)
+        budget = Budget(params=SHARE * teacher.config.parameters())
+        student = make_student(teacher, task.train, budget, settings, folder / "tries")
+        print(f"{folder}: {student.found[0].config.pattern}, {student.found[0].shape}", flush=True)
+        save_model(student.model, folder)
+    return load_model(folder)
 
 
 class Scores:
     """Scores by model and seed, in a file."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, task: Task) -> None:
+        self.path, self.task = path, task
         self.rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
 
-    def add(self, model: str, seed: int, score: Callable[[], float], **facts: object) -> None:
+    def add(self, name: str, seed: int, model: HybridLM) -> None:
         """Computes and writes a score that is not there."""
-        if any((row["model"], row["seed"]) == (model, seed) for row in self.rows):
+        if any((row["model"], row["seed"]) == (name, seed) for row in self.rows):
             return
-        self.rows.append({"model": model, "seed": seed, "score": score(), **facts})
+        score, parameters = self.task.score(model, self.task.test), model.config.parameters()
+        self.rows.append({"model": name, "seed": seed, "score": score, "parameters": parameters})
         print(self.path.parent.name, self.rows[-1], flush=True)
         with new_file(self.path) as new:
             new.write_text(json.dumps(self.rows, indent=1) + "\n")

@@ -19,7 +19,7 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
     """Of a Jetson: what processor and GPU share."""
     bandwidth_gb_s: float | None = None
-    """Of its memory in 10**9 bytes per second, from NVIDIA's data sheets; an Orin Nano's is that of its "Super" mode."""
+    """Of its memory in 10**9 bytes per second, from NVIDIA's data sheets; for an Orin Nano in "Super" mode."""
     gpu: str = ""
     """The name that CUDA gives the GPU, where the board is this machine's."""
 

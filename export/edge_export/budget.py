@@ -1,8 +1,8 @@
 """What a model may cost: parameters, bytes of a storage format, or milliseconds per decoded token on a board.
 
-Milliseconds are an estimate from above the roofline's slope (Williams et al. 2009): a decode step of one sequence reads
-every weight it needs, and reads and writes the states, at the board's memory bandwidth; each layer adds a fixed overhead
-for starting its kernels. Arithmetic is taken to hide behind the reading. No board was measured.
+Milliseconds are an estimate along the roofline's slope (Williams et al. 2009): a decode step of one sequence reads the
+weights it needs, and reads and writes the states, at the board's memory bandwidth; each layer adds a fixed overhead for
+starting its kernels. Arithmetic is taken to hide behind the reading. No board was measured.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def weight_bytes(config: ModelConfig, storage: Storage) -> float:
 def step_bytes(config: ModelConfig, storage: Storage, context: int) -> float:
     """Bytes that a decode step of one sequence reads and writes, with so many positions in its caches.
 
-    Of the weights those of the experts that the token is sent to, scales in the two bytes that our kernels store them in;
+    Of the experts' weights those that the token is sent to, scales in the two bytes that our kernels store them in;
     caches are read, all other states read and written.
     """
 

@@ -52,9 +52,7 @@ def pairs(path: Path, tokenizer: Path, config: ModelConfig) -> list[Sample]:
     return tokenize(read_pairs(path), TextCodec(tokenizer), _end(config))
 
 
-def stored_samples(
-    path: Path, tokenizer: Path, out: Path, config: ModelConfig, length: int | None
-) -> Sequence[Sample]:
+def stored_samples(path: Path, tokenizer: Path, out: Path, config: ModelConfig, length: int | None) -> Sequence[Sample]:
     """The samples of a data set, tokenised into the run's folder by the first process."""
     with first_before_others():
         return store_samples(

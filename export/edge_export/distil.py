@@ -34,7 +34,9 @@ class DistilSchedule(Schedule, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         if self.hidden_weight and self.top_k:
             raise ConfigError(
-                explain("hidden_weight", expected="top_k: 0", found=f"top_k: {self.top_k}", todo="Only logits are kept.")
+                explain(
+                    "hidden_weight", expected="top_k: 0", found=f"top_k: {self.top_k}", todo="Only logits are kept."
+                )
             )
 
     @property
@@ -46,9 +48,7 @@ class DistilSchedule(Schedule, frozen=True, kw_only=True, forbid_unknown_fields=
 class DistilLoss(nn.Module):
     """Forward KL divergence from the teacher's to the student's distribution, per target, and what is added to it."""
 
-    def __init__(
-        self, teacher: Teacher, schedule: DistilSchedule, residuals: ResidualDistance | None = None
-    ) -> None:
+    def __init__(self, teacher: Teacher, schedule: DistilSchedule, residuals: ResidualDistance | None = None) -> None:
         super().__init__()
         self._teacher, self._schedule, self._residuals = teacher, schedule, residuals
 

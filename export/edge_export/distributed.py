@@ -67,7 +67,7 @@ def first_before_others() -> Iterator[None]:
 
 
 def share(batch: Batch) -> Batch:
-    """This process's rows of a batch; ``tokens`` stays that of all. Raises ConfigError if they cannot be shared evenly."""
+    """This process's rows of a batch; ``tokens`` stays that of all. Raises ConfigError if they are no even shares."""
     count = world()
     if count == 1:
         return batch

@@ -63,9 +63,16 @@ def read_records(path: Path) -> Iterator[Record]:
         if file.suffix == ".txt":
             yield Record(text=file.read_text(encoding="utf-8", errors="replace"))
         else:
-            rows = _parquet_rows(file) if file.suffix == ".parquet" else file.open("rb")
-            for number, row in enumerate(rows, start=1):
+            for number, row in enumerate(_rows(file), start=1):
                 yield _record(row, f"{file}, line {number}")
+
+
+def _rows(path: Path) -> Iterator[bytes | dict[str, Any]]:
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+        return
+    with path.open("rb") as lines:
+        yield from lines
 
 
 def _record(row: bytes | dict[str, Any], where: str) -> Record:

@@ -33,7 +33,9 @@ def estimate_search(config: ModelConfig, settings: SearchSettings, length: int) 
     return Estimate((2 * weights + logits) / 1e9, weights / 1e9, operations / operations_per_second())
 
 
-def estimate_distillation(student: ModelConfig, teacher: ModelConfig, schedule: DistilSchedule, length: int) -> Estimate:
+def estimate_distillation(
+    student: ModelConfig, teacher: ModelConfig, schedule: DistilSchedule, length: int
+) -> Estimate:
     """Of all steps with the longest samples: weights, gradients and two moments, and the teacher for its answers."""
     positions = schedule.batch_size * length
     copies = 4 + bool(schedule.average_decay)

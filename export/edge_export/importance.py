@@ -80,7 +80,9 @@ def measure(model: HybridLM, batches: Iterable[Batch]) -> Importance:
             removal[index] += _removal_effect(model, index, input_ids, counted, logits)
         positions += len(logits)
     if not positions:
-        raise ConfigError(explain("The calibration data", expected="tokens to predict", found="none", todo="Give some."))
+        raise ConfigError(
+            explain("The calibration data", expected="tokens to predict", found="none", todo="Give some.")
+        )
     means = [{name: total / positions for name, total in part.totals.items()} for part in sums]
     return Importance(
         hidden=sum((part["hidden"] for part in means), torch.zeros(())),
@@ -129,12 +131,17 @@ def _watch_mixer(mixer: nn.Module, sums: Sums, counted: Tensor) -> list[Removabl
         return [watch(mixer.out_proj, lambda squares: _add_mamba2(mixer, squares, sums))]
     if isinstance(mixer, Attention):
         kv_heads = mixer.spec.kv_heads
-        return [watch(mixer.o_proj, lambda squares: sums.add("kv_heads", squares.unflatten(-1, (kv_heads, -1)).sum(-1)))]
+        return [
+            watch(mixer.o_proj, lambda squares: sums.add("kv_heads", squares.unflatten(-1, (kv_heads, -1)).sum(-1)))
+        ]
     if isinstance(mixer, Mlp):
         return [watch(mixer.down_proj, lambda squares: sums.add("intermediate", squares))]
     assert isinstance(mixer, Moe)
     shared = watch(mixer.shared_experts.down_proj, lambda squares: sums.add("shared_intermediate", squares))
-    return [shared, mixer.register_forward_pre_hook(lambda module, inputs: _add_experts(mixer, inputs[0][counted], sums))]
+    return [
+        shared,
+        mixer.register_forward_pre_hook(lambda module, inputs: _add_experts(mixer, inputs[0][counted], sums)),
+    ]
 
 
 def _add_mamba2(mixer: Mamba2Mixer, squares: Tensor, sums: Sums) -> None:

@@ -1,7 +1,7 @@
 """Cuts a model down to a smaller one of the same family: layers, hidden width, heads, channels, experts.
 
 A norm divides by the mean square of its input, which changes when channels go: its weight is scaled so that the kept
-channels leave it, on the calibration data, about as large as before. So channels that are always zero go without a trace.
+channels leave it, on the calibration data, about as large as before: channels that are always zero leave no trace.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _units(kept: Tensor, size: int) -> Tensor:
 def _prune_mamba2(
     spec: Mamba2Spec, new: Mamba2Spec, mixer: dict[str, Tensor], parts: dict[str, Tensor], hidden: Tensor
 ) -> dict[str, Tensor]:
-    """Keeps as many heads in every group, since B, C and the norm are the group's, and of each its own best channels."""
+    """Keeps as many heads in every group, since B, C and the norm are the group's, and each head's best channels."""
     group_heads, group_width = spec.heads // spec.groups, spec.inner // spec.groups
     best = torch.stack([_best(scores, new.head_dim) for scores in parts["channels"]])  # (heads, head_dim kept)
     by_group = parts["channels"].gather(1, best).sum(1).view(spec.groups, group_heads)

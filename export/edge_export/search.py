@@ -103,7 +103,7 @@ def zero_shot_loss(model: HybridLM, batches: Sequence[Batch]) -> float:
 
 
 def axis_sizes(config: ModelConfig) -> dict[str, list[int]]:
-    """The sizes that are looked at along each axis: eighths of widths and heads down to a quarter, half of the layers."""
+    """The sizes to look at along each axis: eighths of widths and heads from a quarter up, layers from half."""
     axes = {"hidden": _widths(config.hidden)}
     for kind in sorted({spec.kind for spec in config.layers}):
         there = sum(spec.kind == kind for spec in config.layers)

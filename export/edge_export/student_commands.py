@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -88,6 +88,7 @@ def prune(
     teacher = load_model(checkpoint).to(torch.device(device))
     student = make_student(teacher, found, target, settings, work / "tries")
     save_model(student.model.cpu(), out, tokenizer_from=checkpoint)
+    shutil.rmtree(work)
     _show(student.found, storage, board, context)
 
 
@@ -171,7 +172,9 @@ def distil(
         )
         if is_first():
             save_model(trained, out / "model", tokenizer_from=teacher)
-            _report(trained, config, plan, out, None if test is None else exact_match(trained, pairs(test, teacher, config)))
+            _report(
+                trained, config, plan, out, None if test is None else exact_match(trained, pairs(test, teacher, config))
+            )
 
 
 def _smaller(config: ModelConfig, plan: DistilRecipe, student: Path | None) -> ModelConfig:

@@ -33,15 +33,16 @@ from edge_export.data import Batches
 from edge_export.distributed import is_first, joined, sharded, whole_model
 from edge_export.evaluate import exact_match
 from edge_export.families import family_of
+from edge_export.logs import plot_losses
 from edge_export.pack import Storage, export_graph, make_bundle
 from edge_export.recipes import TrainRecipe, read_recipe
 from edge_export.terminal import console
 from edge_export.torch_model import HybridLM
-from edge_export.logs import plot_losses
 from edge_export.training import Trainer, cross_entropy
 from edge_sdk.model import ModelConfig
 
 app = typer.Typer()
+
 
 @app.command()
 def train(
