@@ -67,25 +67,24 @@ def bandwidth(board: str | None) -> float:
     return known[board] * 1e9
 
 
-def bits_per_weight(storage: Storage, *, head: bool = False, scale_bits: int = 32) -> float:
-    """Of a projection's weight, its share of the block's scale included."""
+def bits_per_weight(storage: Storage, *, head: bool = False) -> float:
+    """Of a projection's weight, its share of the block's float32 scale included."""
     if storage.weights in ("float32", "bfloat16"):
         return 32 if storage.weights == "float32" else 16
     bits = 8 if storage.weights == "int8" else storage.head_bits if head else 4
-    return bits + scale_bits / storage.block_size
+    return bits + 32 / storage.block_size
 
 
 def weight_bytes(config: ModelConfig, storage: Storage) -> float:
     """Bytes of all weights as a bundle stores them."""
     embedding = config.vocab_size * config.hidden * (4 if storage.weights == "float32" else 2)
-    return embedding + _bytes_behind_embedding(config, storage, scale_bits=32)
+    return embedding + _bytes_behind_embedding(config, storage)
 
 
 def step_bytes(config: ModelConfig, storage: Storage, context: int) -> float:
     """Bytes that a decode step of one sequence reads and writes, with so many positions in its caches.
 
-    Of the experts' weights those that the token is sent to, scales in the two bytes that our kernels store them in;
-    caches are read, all other states read and written.
+    Of the experts' weights those that the token is sent to; caches are read, all other states read and written.
     """
 
     def moved(spec: TensorSpec) -> float:
@@ -98,17 +97,17 @@ def step_bytes(config: ModelConfig, storage: Storage, context: int) -> float:
         for spec in config.layers
         if isinstance(spec, MoeSpec)
     )
-    unread = idle * bits_per_weight(storage, scale_bits=16) / 8
-    return _bytes_behind_embedding(config, storage, scale_bits=16) - unread + states
+    unread = idle * bits_per_weight(storage) / 8
+    return _bytes_behind_embedding(config, storage) - unread + states
 
 
-def _bytes_behind_embedding(config: ModelConfig, storage: Storage, scale_bits: int) -> float:
+def _bytes_behind_embedding(config: ModelConfig, storage: Storage) -> float:
     plain = config.hidden + sum(config.hidden + _plain_parameters(spec, config.hidden) for spec in config.layers)
     head = config.vocab_size * config.hidden
     embeddings = head * (1 if config.tie_embeddings else 2)
     products = config.parameters() - plain - embeddings
-    bits = products * bits_per_weight(storage, scale_bits=scale_bits)
-    return (bits + head * bits_per_weight(storage, head=True, scale_bits=scale_bits)) / 8 + 4 * plain
+    bits = products * bits_per_weight(storage)
+    return (bits + head * bits_per_weight(storage, head=True)) / 8 + 4 * plain
 
 
 def _plain_parameters(spec: LayerSpec, hidden: int) -> int:

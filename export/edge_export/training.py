@@ -219,7 +219,7 @@ class Trainer:
             }
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.rows = [tuple(row) for row in json.loads((folder / "log.json").read_text())]
-        self._shown = len(self.rows)
+        self._shown = len(self.rows) if (self.folder / "tensorboard").exists() else 0
         console.print(f"{self.title}: resuming at step {self.step} of {self.schedule.steps}")
 
 

@@ -154,7 +154,7 @@ def run(folder: Path, schedule: DistilSchedule, samples: list[Sample], stop: int
         residuals = ResidualDistance(64, 64, 2, "mse")
         residuals.projections[0] = torch.nn.Linear(64, 64, bias=False)
     loss = DistilLoss(LiveTeacher(teacher, schedule.temperature, schedule.points), schedule, residuals)
-    trainer = Trainer(student, Batches(samples, 4, 0), schedule, folder, loss, "test", tensorboard=stop is None)
+    trainer = Trainer(student, Batches(samples, 4, 0), schedule, folder, loss, "test", tensorboard=schedule is OPTIONS)
     if stop is not None:
         step = trainer._train_step
 
@@ -200,14 +200,16 @@ def test_recomputing_layers_changes_no_gradient(samples: list[Sample], tmp_path:
     assert all("forward" not in vars(layer) for layer in again.model.layers)
 
 
-def test_bfloat16_products_stay_close(samples: list[Sample], tmp_path: Path) -> None:
-    model, batch = make("plain"), collate(samples, [3, 9])
+def test_bfloat16_products_stay_close_and_routers_exact(samples: list[Sample]) -> None:
+    model, batch = make("no-experts"), collate(samples, [3, 9])
+    gate, x = make("plain").layers[1].mixer.gate, torch.randn(3, 64)
     with torch.no_grad():
-        exact = model(batch.input_ids)
+        exact, chosen = model(batch.input_ids), gate(x)
         with torch.autocast("cpu", torch.bfloat16):
-            rounded = model(batch.input_ids)
+            rounded, routed = model(batch.input_ids), gate(x)
     assert rounded.dtype == torch.bfloat16
     assert 0 < relative_error(rounded.float(), exact) < 0.05
+    assert torch.equal(routed, chosen)
 
 
 def test_a_checkpoint_of_other_options_is_not_resumed(samples: list[Sample], tmp_path: Path) -> None:
