@@ -85,7 +85,9 @@ class Task:
     unit: str
     teacher: Callable[[Path], HybridLM]
     schedule: DistilSchedule
-    """Of distillation and of training from scratch alike."""
+    """Of distillation, and but for the rate of training from scratch."""
+    scratch_rate: float = 3e-3
+    """Learning rate from scratch, which takes larger steps than one that starts from the teacher's weights."""
 
 
 def scan_task(split: str, steps: int) -> Task:
@@ -101,7 +103,9 @@ def scan_task(split: str, steps: int) -> Task:
         schedule = Schedule(steps=1600, weight_decay=0.1, average_decay=0.99)
         return trained(model, samples, schedule, folder)
 
-    schedule = DistilSchedule(steps=steps, batch_size=64, learning_rate=3e-3, average_decay=0.99, top_k=32)
+    schedule = DistilSchedule(
+        steps=steps, batch_size=64, learning_rate=1e-3, weight_decay=0.1, average_decay=0.99, top_k=32
+    )
     return Task(samples, held_out, exact_match, "exact match", teacher, schedule)
 
 
@@ -116,7 +120,7 @@ def bytes_task() -> Task:
         schedule = Schedule(steps=1200, batch_size=16, weight_decay=0.1, average_decay=0.99)
         return trained(HybridLM(nemotron_h.parse_config(dict(BYTES_MODEL))), train, schedule, folder)
 
-    schedule = DistilSchedule(steps=500, batch_size=16, learning_rate=3e-3, average_decay=0.98, top_k=32)
+    schedule = DistilSchedule(steps=1000, batch_size=16, learning_rate=1.5e-3, average_decay=0.99, top_k=32)
     return Task(train, test, bits_per_byte, "bits per byte", teacher, schedule)
 
 
@@ -145,7 +149,7 @@ def grouped(samples: Sequence[Sample]) -> list[Batch]:
 
 
 TASKS: dict[str, Callable[[], Task]] = {
-    "scan-simple": lambda: scan_task("simple", steps=2500),
+    "scan-simple": lambda: scan_task("simple", steps=4000),
     "scan-length": lambda: scan_task("length", steps=1600),
     "bytes": bytes_task,
 }
@@ -183,7 +187,8 @@ def run(task: Task, folder: Path, seeds: Sequence[int]) -> None:
         Trainer(pruned, batches, schedule, folder / f"distilled-{seed}", loss, "distilled").run()
         scores.add("distilled", seed, pruned)
         scratch = HybridLM(pruned.config)
-        trained(scratch, task.train, schedule, folder / f"scratch-{seed}")
+        alone = msgspec.structs.replace(schedule, learning_rate=task.scratch_rate)
+        trained(scratch, task.train, alone, folder / f"scratch-{seed}")
         scores.add("scratch", seed, scratch)
 
 

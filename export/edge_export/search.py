@@ -17,12 +17,13 @@ from rich.progress import track
 from torch import Tensor
 
 from edge_export.data import Batch
+from edge_export.families import family_of
 from edge_export.importance import Importance
 from edge_export.prune import StudentShape, prune, shrink
 from edge_export.terminal import console
 from edge_export.torch_model import HybridLM
 from edge_export.training import cross_entropy
-from edge_sdk.errors import ConfigError, explain
+from edge_sdk.errors import CheckpointError, ConfigError, explain
 from edge_sdk.model import AttentionSpec, Mamba2Spec, MlpSpec, ModelConfig, MoeSpec
 
 CHANNEL_UNIT = 16
@@ -104,10 +105,10 @@ def zero_shot_loss(model: HybridLM, batches: Sequence[Batch]) -> float:
 
 def axis_sizes(config: ModelConfig) -> dict[str, list[int]]:
     """The sizes to look at along each axis: eighths of widths and heads from a quarter up, layers from half."""
-    axes = {"hidden": _widths(config.hidden)}
+    axes, free = {"hidden": _widths(config.hidden)}, _any_layer_may_go(config)
     for kind in sorted({spec.kind for spec in config.layers}):
         there = sum(spec.kind == kind for spec in config.layers)
-        axes[f"layers.{kind}"] = list(range(max(1, there // 2), there + 1))
+        axes[f"layers.{kind}"] = list(range(max(1, there // 2), there + 1)) if free else [there]
     for spec in config.layers:
         if isinstance(spec, Mamba2Spec):
             axes["mamba_heads"] = _multiples(spec.heads, spec.groups)
@@ -121,6 +122,17 @@ def axis_sizes(config: ModelConfig) -> dict[str, list[int]]:
             axes["expert_intermediate"] = _widths(spec.intermediate)
             axes["shared_intermediate"] = _widths(spec.shared_intermediate)
     return axes
+
+
+def _any_layer_may_go(config: ModelConfig) -> bool:
+    """Whether the family's config.json can say so: not where mixers and MLPs make blocks."""
+    try:
+        family_of({"model_type": config.family}).format_config(
+            msgspec.structs.replace(config, layers=config.layers[:-1])
+        )
+    except (CheckpointError, ConfigError):
+        return False
+    return True
 
 
 def _widths(width: int) -> list[int]:

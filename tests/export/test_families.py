@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from edge_export.checkpoint import load_model, read_config, save_model
 from edge_export.data import Batch
 from edge_export.families import FAMILIES, table
+from edge_export.importance import measure
 from edge_export.pack import Storage, export_graph, make_bundle
 from edge_export.prune import StudentShape, prune
 from edge_sdk.backends.ort import OrtEngine
@@ -185,7 +186,7 @@ def test_a_pruned_model_stays_in_its_family(name: str, setting: str, tmp_path: P
         intermediate=64 if "mlp" in kinds else None,
         layers={} if name == "bamba" else dict.fromkeys(kinds, 1),
     )
-    student = prune(model, shape, Batch(ids, ids, (0, 1)))
+    student = prune(model, shape, measure(model, [Batch(ids, ids, (0, 1), ids.numel())]))
     assert 0 < student.config.parameters() < model.config.parameters()
     save_model(student, tmp_path / "student")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "student")

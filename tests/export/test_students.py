@@ -23,13 +23,14 @@ from edge_export.pack import Storage
 from edge_export.prune import prune, shrink
 from edge_export.search import axis_sizes, by_zero_shot, candidates
 from edge_sdk.errors import ConfigError
-from edge_sdk.model import Mamba2Spec
+from edge_sdk.model import AttentionSpec, Mamba2Spec, MlpSpec, ModelConfig, RopeSpec
 from edge_sdk.text import TextCodec
 from llm_checkpoints import SIZES
 from places import TEACHER
 from tiny import make
 
 CODEC = TextCodec(TEACHER)
+GATED = MlpSpec(intermediate=64, activation="silu_gated")
 WALK, RUN = (CODEC.encode(text) for text in ("I_WALK", "I_RUN I_RUN"))
 
 
@@ -201,6 +202,18 @@ def test_axes_keep_what_kernels_and_groups_need() -> None:
     assert all(heads % 8 == 0 for heads in axes["mamba_heads"])
     assert all(hidden % 16 == 0 for hidden in axes["hidden"])
     assert axes["layers.attention"][-1] == sum(spec.kind == "attention" for spec in SIZES["4b"].layers)
+
+
+def test_layers_of_blocks_stay() -> None:
+    config = ModelConfig(
+        family="llama",
+        vocab_size=8,
+        hidden=32,
+        layers=(AttentionSpec(heads=2, kv_heads=2, head_dim=16, rope=RopeSpec(dims=16)), GATED) * 4,
+    )
+    axes = axis_sizes(config)
+    assert axes["layers.attention"] == axes["layers.mlp"] == [4]
+    assert axes["hidden"] == [16, 32]
 
 
 def test_prune_writes_an_ordinary_smaller_checkpoint(tmp_path: Path) -> None:
