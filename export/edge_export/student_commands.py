@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -26,6 +27,7 @@ from edge_export.command_options import (
     stored_samples,
     write_report,
 )
+from edge_export.data import Sample
 from edge_export.distributed import is_first, joined, load_sharded, world
 from edge_export.estimate import Estimate, estimate_distillation, estimate_search
 from edge_export.evaluate import exact_match
@@ -37,6 +39,7 @@ from edge_export.students import SearchSettings, make_student, train_student
 from edge_export.terminal import console
 from edge_export.torch_model import HybridLM
 from edge_sdk.errors import ConfigError, explain
+from edge_sdk.files import new_file
 from edge_sdk.model import ModelConfig
 
 app = typer.Typer()
@@ -162,9 +165,7 @@ def distil(
                 explain("Several processes", expected="--student", found="none", todo="Run `edge-export prune` first.")
             )
         else:
-            big = load_model(teacher).to(place)
-            model = make_student(big, samples, plan.target, plan.search, out / "tries").model.to(place)
-            del big
+            model = _kept_student(teacher, samples, plan, out, place)
         if from_scratch:
             model.reset_parameters(plan.schedule.seed)
         trained = train_student(
@@ -175,6 +176,19 @@ def distil(
             _report(
                 trained, config, plan, out, None if test is None else exact_match(trained, pairs(test, teacher, config))
             )
+
+
+def _kept_student(
+    teacher: Path, samples: Sequence[Sample], plan: DistilRecipe, out: Path, device: torch.device
+) -> HybridLM:
+    """The pruned student in the run's folder, made there first: a run that goes on must begin with the same one."""
+    note, wanted = out / "student.json", msgspec.json.encode((plan.target, plan.search))
+    if not (note.exists() and note.read_bytes() == wanted):
+        made = make_student(load_model(teacher).to(device), samples, plan.target, plan.search, out / "tries")
+        save_model(made.model.cpu(), out / "student", tokenizer_from=teacher)
+        with new_file(note) as path:
+            path.write_bytes(wanted)
+    return load_model(out / "student").to(device)
 
 
 def _smaller(config: ModelConfig, plan: DistilRecipe, student: Path | None) -> ModelConfig:

@@ -248,3 +248,16 @@ def test_prune_to_sizes(tmp_path: Path) -> None:
         Mamba2Spec(heads=8, head_dim=8, groups=2, state=16),
         1,
     )
+
+
+def test_a_dry_run_of_distilling_reads_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((TEACHER / "config.json").read_bytes())
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("{budget: {params: 250000}, schedule: {steps: 10}}")
+    options = ["--data", tmp_path / "none.jsonl", "--out", tmp_path / "run", "--dry-run"]
+    done = typer.testing.CliRunner().invoke(app, list(map(str, ["distil", tmp_path, recipe, *options])))
+    assert done.exit_code == 0, done.exception
+    assert not (tmp_path / "run").exists()
+    recipe.write_text("schedule: {steps: 10}")
+    done = typer.testing.CliRunner().invoke(app, list(map(str, ["distil", tmp_path, recipe, *options])))
+    assert "`student` or `budget`" in str(done.exception)
