@@ -59,6 +59,9 @@ EXTRAS = {
         "torch>=2.9",
         "typer>=0.15",
     ],
+    # What `edge-export prune` and `distil` can read and write besides.
+    "parquet": ["pyarrow>=15"],
+    "tensorboard": ["tensorboard>=2.16"],
     "test": [
         "cmake>=3.20",
         "cyclonedds==11.0.1",
@@ -67,9 +70,11 @@ EXTRAS = {
         "llguidance>=1.9,<2",
         "ml-dtypes>=0.5",
         "ninja>=1.11",
+        "pyarrow>=15",
         "pybind11>=2.12",
         "pytest>=8.0",
         "pytest-xdist>=3.7",
+        "tensorboard>=2.16",
         f"{TENSORRT_RTX}; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "transformers>=5.20",
     ],

@@ -61,9 +61,9 @@ def run(
 
 
 if find_spec("torch") is not None:  # a board has none, and needs only the command above
-    from edge_export import inspect, quantize_commands, torch_commands
+    from edge_export import inspect, quantize_commands, student_commands, torch_commands
 
-    for commands in (torch_commands, quantize_commands, inspect):
+    for commands in (torch_commands, student_commands, quantize_commands, inspect):
         app.registered_commands.extend(commands.app.registered_commands)
 
 

@@ -1,30 +1,20 @@
-"""Prompt and completion pairs as token batches, in an order that a seed and a step number fix."""
+"""Samples as token batches, in an order that a seed and a step number fix."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
-from edge_sdk.errors import ConfigError, explain
-from edge_sdk.text import TextCodec
-
-
-class Pair(msgspec.Struct, frozen=True):
-    """A line of a JSONL data set."""
-
-    prompt: str
-    completion: str
-
 
 @dataclass(frozen=True)
 class Sample:
-    """A tokenised pair; ``ids`` holds the prompt, the completion and the end token."""
+    """Tokens of which those behind the prompt are learnt: prompt, completion and end, or a piece of a text."""
 
     ids: tuple[int, ...]
     prompt_length: int
@@ -37,36 +27,15 @@ class Batch:
     input_ids: Tensor
     targets: Tensor
     indices: tuple[int, ...]
+    tokens: int
+    """Targets to be learnt in the step, by all processes together: what a loss is the mean over."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return replace(self, input_ids=self.input_ids.to(device), targets=self.targets.to(device))
 
 
 IGNORED = -100
-
-
-def read_pairs(path: Path) -> list[Pair]:
-    """All pairs of a JSONL file. Raises ConfigError naming the line that is none."""
-    pairs = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            pairs.append(msgspec.json.decode(line, type=Pair))
-        except msgspec.DecodeError as error:
-            raise ConfigError(
-                explain(
-                    f"{path}, line {number}",
-                    expected='{"prompt": ..., "completion": ...}',
-                    found=error,
-                    todo="Correct the line.",
-                )
-            ) from None
-    return pairs
-
-
-def tokenize(pairs: Sequence[Pair], codec: TextCodec, end: int) -> list[Sample]:
-    """Each pair as prompt (through the chat template), completion and the end token."""
-    samples = []
-    for pair in pairs:
-        prompt = codec.encode_prompt(pair.prompt)
-        samples.append(Sample((*prompt, *codec.encode(pair.completion), end), len(prompt)))
-    return samples
 
 
 def collate(samples: Sequence[Sample], indices: Sequence[int]) -> Batch:
@@ -79,7 +48,39 @@ def collate(samples: Sequence[Sample], indices: Sequence[int]) -> Batch:
         ids, first = torch.tensor(sample.ids), sample.prompt_length - 1
         input_ids[row, : len(ids) - 1] = ids[:-1]
         targets[row, first : len(ids) - 1] = ids[first + 1 :]
-    return Batch(input_ids, targets, tuple(indices))
+    return Batch(input_ids, targets, tuple(indices), int((targets != IGNORED).sum()))
+
+
+class StoredSamples(Sequence[Sample]):
+    """Samples in files: read as they are asked for, so that memory holds 12 bytes for each."""
+
+    def __init__(self, folder: Path) -> None:
+        facts = json.loads((folder / "samples.json").read_text())
+        self._starts = np.fromfile(folder / "starts.i64", np.int64)
+        self._prompts = np.fromfile(folder / "prompts.i32", np.int32)
+        self._tokens = np.memmap(folder / "tokens", np.dtype(facts["type"]), "r")
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sample (samples)."""
+        return np.diff(self._starts)
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # there are no slices
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        ids = self._tokens[self._starts[index] : self._starts[index + 1]]
+        return Sample(tuple(ids.tolist()), int(self._prompts[index]))
+
+
+def lengths(samples: Sequence[Sample]) -> np.ndarray:
+    """Tokens of each sample (samples)."""
+    if isinstance(samples, StoredSamples):
+        return samples.lengths
+    return np.array([len(sample.ids) for sample in samples], dtype=np.int64)
 
 
 class Batches:
@@ -88,6 +89,7 @@ class Batches:
     def __init__(self, samples: Sequence[Sample], batch_size: int, seed: int) -> None:
         self.samples, self._batch_size, self._seed = samples, min(batch_size, len(samples)), seed
         self.per_epoch = len(samples) // self._batch_size
+        self._lengths = lengths(samples)
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def at(self, step: int) -> Batch:
@@ -101,8 +103,7 @@ class Batches:
         """Sample numbers (batches, batch size): sorted by length with ties and batches at random."""
         rng = np.random.default_rng((self._seed, epoch))
         order = rng.permutation(len(self.samples))
-        lengths = np.array([len(self.samples[index].ids) for index in order])
-        order = order[np.argsort(lengths, kind="stable")]
+        order = order[np.argsort(self._lengths[order], kind="stable")]
         offset = rng.integers(len(self.samples) - self.per_epoch * self._batch_size + 1)
         batches = order[offset : offset + self.per_epoch * self._batch_size].reshape(self.per_epoch, -1)
         return np.asarray(rng.permutation(batches))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
-from edge_export.data import Batch, Sample, collate
-from edge_export.terminal import console
+from edge_export.data import Batch
+from edge_export.teacher import Targets, Teacher, watched
 from edge_export.torch_model import HybridLM
 from edge_export.training import Schedule
-
-TEACHER_BATCH = 256
+from edge_sdk.errors import ConfigError, explain
 
 
 class DistilSchedule(Schedule, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,38 +21,88 @@ class DistilSchedule(Schedule, frozen=True, kw_only=True, forbid_unknown_fields=
 
     temperature: float = 1.0
     """Both distributions are softened by it; the loss is scaled by its square (Hinton et al. 2015, 1503.02531)."""
+    top_k: int = 64
+    """Of the teacher's logits those that are stored, with the sum of the others; 0 asks the teacher in every step."""
+    data_weight: float = 0.0
+    """Share of the data's own cross-entropy in the loss."""
+    hidden_weight: float = 0.0
+    """Of the distance between student's and teacher's residual streams, added to the loss; needs top_k 0."""
+    hidden_points: int = 1
+    """Where the streams are compared: evenly over the depth, the last after the last layer."""
+    hidden_distance: Literal["cosine", "mse"] = "cosine"
+
+    def __post_init__(self) -> None:
+        if self.hidden_weight and self.top_k:
+            raise ConfigError(
+                explain(
+                    "hidden_weight", expected="top_k: 0", found=f"top_k: {self.top_k}", todo="Only logits are kept."
+                )
+            )
+
+    @property
+    def points(self) -> int:
+        """How often the residual streams are compared."""
+        return self.hidden_points if self.hidden_weight else 0
 
 
-class TeacherLogits:
-    """The teacher's logits at every completion position of a data set, computed once.
+class DistilLoss(nn.Module):
+    """Forward KL divergence from the teacher's to the student's distribution, per target, and what is added to it."""
 
-    Memory: 4 * vocab_size bytes per completion token.
+    def __init__(self, teacher: Teacher, schedule: DistilSchedule, residuals: ResidualDistance | None = None) -> None:
+        super().__init__()
+        self._teacher, self._schedule, self._residuals = teacher, schedule, residuals
+
+    def forward(self, model: HybridLM, batch: Batch) -> Tensor:
+        schedule, counted = self._schedule, batch.targets >= 0
+        with watched(model, schedule.points) as residuals:
+            logits = model(batch.input_ids)[counted].float()
+        targets = self._teacher.of(batch)
+        loss = divergence(logits / schedule.temperature, targets) * schedule.temperature**2
+        if schedule.data_weight:
+            data = F.cross_entropy(logits, batch.targets[counted], reduction="sum")
+            loss = (1 - schedule.data_weight) * loss + schedule.data_weight * data
+        if self._residuals is not None:
+            mine = [residual[counted] for residual in residuals]
+            loss = loss + schedule.hidden_weight * self._residuals(mine, targets.residuals)
+        return loss / batch.tokens
+
+
+class ResidualDistance(nn.Module):
+    """How far the student's residual streams are from the teacher's, through a learnt projection if widths differ."""
+
+    def __init__(self, student: int, teacher: int, points: int, distance: str) -> None:
+        super().__init__()
+        same = student == teacher
+        self.projections = nn.ModuleList(
+            nn.Identity() if same else nn.Linear(student, teacher, bias=False) for _ in range(points)
+        )
+        self.distance = distance
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """Mean over the points of the sum over the tokens, from (tokens, hidden) each.
+
+        "cosine" is 1 less the cosine, "mse" the squared distance over the teacher's squared length.
+        """
+        total = torch.zeros((), device=student[0].device)
+        for project, mine, other in zip(self.projections, student, teacher):
+            projected = project(mine).float()
+            if self.distance == "cosine":
+                apart = 1 - F.cosine_similarity(projected, other.float(), dim=-1)
+            else:
+                apart = (projected - other).square().sum(-1) / other.float().square().sum(-1).clamp(min=1e-12)
+            total = total + apart.sum()
+        return total / len(student)
+
+
+def divergence(logits: Tensor, targets: Targets) -> Tensor:
+    """Sum over the tokens of KL(teacher || student), the student's logits (tokens, vocab) already softened.
+
+    With top-k targets the other tokens are one event, so that the sum is a lower bound of the whole divergence.
     """
-
-    @torch.no_grad()
-    def __init__(self, teacher: HybridLM, samples: Sequence[Sample]) -> None:
-        teacher.eval()
-        self._logits: dict[int, Tensor] = {}
-        order = sorted(range(len(samples)), key=lambda index: len(samples[index].ids))
-        starts = range(0, len(order), TEACHER_BATCH)
-        for start in track(starts, "teacher logits", console=console):
-            batch = collate(samples, order[start : start + TEACHER_BATCH])
-            logits, counted = teacher(batch.input_ids), batch.targets >= 0
-            for row, index in enumerate(batch.indices):
-                self._logits[index] = logits[row][counted[row]].clone()
-
-    def of(self, batch: Batch) -> Tensor:
-        """Logits (completion tokens, vocab) in the batch's order."""
-        return torch.cat([self._logits[index] for index in batch.indices])
-
-
-class DistilLoss:
-    """Forward KL divergence from the teacher's to the student's distribution, per completion token."""
-
-    def __init__(self, teacher: TeacherLogits, temperature: float) -> None:
-        self._teacher, self._temperature = teacher, temperature
-
-    def __call__(self, model: HybridLM, batch: Batch) -> Tensor:
-        student = (model(batch.input_ids)[batch.targets >= 0] / self._temperature).log_softmax(-1)
-        teacher = (self._teacher.of(batch) / self._temperature).log_softmax(-1)
-        return F.kl_div(student, teacher, log_target=True, reduction="batchmean") * self._temperature**2
+    student = logits.log_softmax(-1)
+    if targets.ids is not None:
+        rest = student.scatter(-1, targets.ids, float("-inf")).logsumexp(-1, keepdim=True)
+        student = torch.cat([student.gather(-1, targets.ids), rest], -1)
+    possible = targets.log_probs > float("-inf")
+    gap = torch.where(possible, targets.log_probs - student, 0.0)
+    return (targets.log_probs.exp() * gap).sum()

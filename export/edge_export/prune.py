@@ -1,4 +1,8 @@
-"""Cuts a model down to a smaller one of the same family: layers, hidden width, heads, channels, experts."""
+"""Cuts a model down to a smaller one of the same family: layers, hidden width, heads, channels, experts.
+
+A norm divides by the mean square of its input, which changes when channels go: its weight is scaled so that the kept
+channels leave it, on the calibration data, about as large as before: channels that are always zero leave no trace.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,10 @@ import msgspec
 import torch
 from torch import Tensor
 
-from edge_export.data import Batch
-from edge_export.importance import Importance, LayerImportance, measure
+from edge_export.importance import Importance, LayerImportance
 from edge_export.torch_model import HybridLM
 from edge_sdk.errors import ConfigError, explain
-from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, ModelConfig, MoeSpec, ParallelSpec
+from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, MlpSpec, ModelConfig, MoeSpec, ParallelSpec
 
 log = logging.getLogger("edge_export")
 
@@ -24,6 +27,8 @@ class StudentShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     layers: dict[str, int] = {}
     """How many layers of a kind (mamba2, attention, mlp, moe, parallel) to keep."""
     mamba_heads: int | None = None
+    mamba_head_dim: int | None = None
+    """Channels of each Mamba head; kernels are fastest with multiples of 16."""
     kv_heads: int | None = None
     intermediate: int | None = None
     experts: int | None = None
@@ -31,42 +36,89 @@ class StudentShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     shared_intermediate: int | None = None
 
 
-def prune(teacher: HybridLM, shape: StudentShape, calibration: Batch) -> HybridLM:
+def prune(teacher: HybridLM, shape: StudentShape, importance: Importance) -> HybridLM:
     """The student: the teacher's most important parts, in their order. Raises ConfigError for larger sizes.
 
     A drafting head is dropped: it was trained on hidden states that the student does not have.
     """
-    if teacher.config.mtp is not None:
+    config = teacher.config
+    if config.mtp is not None:
         log.warning("the student gets no drafting head: the teacher's was trained on the teacher's hidden states")
-    importance = measure(teacher, calibration)
-    kept_layers = _choose_layers(teacher.config, shape, importance)
-    hidden = _best(importance.hidden, shape.hidden, "hidden")
-    state = teacher.state_dict()
+    hidden = _best(importance.hidden, _size(config.hidden, shape.hidden, "hidden"))
+    state = {name: tensor.detach().cpu() for name, tensor in teacher.state_dict().items()}
     specs: list[LayerSpec] = []
     pruned: dict[str, Tensor] = {
         "embeddings.weight": state["embeddings.weight"][:, hidden],
-        "norm_f.weight": state["norm_f.weight"][hidden],
+        "norm_f.weight": _prune_norm(state["norm_f.weight"], hidden, importance.norm_input),
         "lm_head.weight": state["lm_head.weight"][:, hidden],
     }
-    for new_index, index in enumerate(kept_layers):
-        prefix = f"layers.{index}."
+    for new_index, index in enumerate(_choose_layers(config, shape, importance)):
+        prefix, spec = f"layers.{index}.", config.layers[index]
         layer = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
-        spec, tensors = _prune_layer(teacher.config.layers[index], layer, shape, importance.layers[index], hidden)
-        specs.append(spec)
+        specs.append(shrink_spec(spec, shape))
+        tensors = _prune_layer(spec, specs[-1], layer, importance.layers[index], hidden)
         pruned |= {f"layers.{new_index}.{name}": tensor for name, tensor in tensors.items()}
-    student = HybridLM(msgspec.structs.replace(teacher.config, hidden=len(hidden), layers=tuple(specs), mtp=None))
+    student = HybridLM(msgspec.structs.replace(config, hidden=len(hidden), layers=tuple(specs), mtp=None))
     student.load_state_dict(pruned)
     return student
 
 
-def _best(scores: Tensor, count: int | None, what: str) -> Tensor:
-    """Indices of the highest scores, in their original order; all of them if count is None."""
-    if count is None:
-        return torch.arange(len(scores))
-    if not 0 < count <= len(scores):
+def shrink(config: ModelConfig, shape: StudentShape) -> ModelConfig:
+    """The student's description, as if of each kind the first layers were kept. Raises ConfigError."""
+    left = {spec.kind: _wanted_layers(config, shape, spec.kind) for spec in config.layers}
+    specs: list[LayerSpec] = []
+    for spec in config.layers:
+        left[spec.kind] -= 1
+        if left[spec.kind] >= 0:
+            specs.append(shrink_spec(spec, shape))
+    hidden = _size(config.hidden, shape.hidden, "hidden")
+    return msgspec.structs.replace(config, hidden=hidden, layers=tuple(specs))
+
+
+def shrink_spec(spec: LayerSpec, shape: StudentShape) -> LayerSpec:
+    """A layer's spec with the student's sizes. Raises ConfigError for those that are larger or do not fit."""
+    if isinstance(spec, Mamba2Spec):
+        heads = _size(spec.heads, shape.mamba_heads, "mamba_heads")
+        head_dim = _size(spec.head_dim, shape.mamba_head_dim, "mamba_head_dim")
+        return msgspec.structs.replace(spec, heads=heads, head_dim=head_dim)
+    if isinstance(spec, AttentionSpec):
+        kv_heads = _size(spec.kv_heads, shape.kv_heads, "kv_heads")
+        return msgspec.structs.replace(spec, heads=kv_heads * spec.heads // spec.kv_heads, kv_heads=kv_heads)
+    if isinstance(spec, MlpSpec):
+        return msgspec.structs.replace(spec, intermediate=_size(spec.intermediate, shape.intermediate, "intermediate"))
+    if isinstance(spec, ParallelSpec):
+        mamba, attention = shrink_spec(spec.mamba, shape), shrink_spec(spec.attention, shape)
+        return msgspec.structs.replace(spec, mamba=mamba, attention=attention)
+    if spec.n_group > 1 and shape.experts not in (None, spec.experts):
+        raise ConfigError(explain("experts", expected="one routing group", found=spec.n_group, todo="Keep them all."))
+    experts = _size(spec.experts, shape.experts, "experts")
+    return msgspec.structs.replace(
+        spec,
+        experts=experts,
+        top_k=min(spec.top_k, experts),
+        intermediate=_size(spec.intermediate, shape.expert_intermediate, "expert_intermediate"),
+        shared_intermediate=_size(spec.shared_intermediate, shape.shared_intermediate, "shared_intermediate"),
+    )
+
+
+def _size(of_teacher: int, wanted: int | None, what: str) -> int:
+    if wanted is None:
+        return of_teacher
+    if not 0 < wanted <= of_teacher:
         raise ConfigError(
-            explain(f"The student's {what}", expected=f"1 to {len(scores)}", found=count, todo="Correct the recipe.")
+            explain(f"The student's {what}", expected=f"1 to {of_teacher}", found=wanted, todo="Correct the shape.")
         )
+    return wanted
+
+
+def _wanted_layers(config: ModelConfig, shape: StudentShape, kind: str) -> int:
+    there = sum(spec.kind == kind for spec in config.layers)
+    wanted = shape.layers.get(kind)
+    return 0 if wanted == 0 else _size(there, wanted, f"{kind} layers")
+
+
+def _best(scores: Tensor, count: int) -> Tensor:
+    """Indices of the highest scores, in their original order."""
     return scores.topk(count).indices.sort().values
 
 
@@ -75,48 +127,54 @@ def _choose_layers(config: ModelConfig, shape: StudentShape, importance: Importa
     kept: list[int] = []
     for kind in sorted({spec.kind for spec in config.layers}):
         indices = [index for index, spec in enumerate(config.layers) if spec.kind == kind]
-        count = shape.layers.get(kind, len(indices))
         scores = torch.tensor([importance.layers[index].removal for index in indices])
-        if count > 0:
-            kept += [indices[position] for position in _best(scores, count, f"{kind} layers").tolist()]
+        kept += [indices[position] for position in _best(scores, _wanted_layers(config, shape, kind)).tolist()]
     return sorted(kept)
 
 
 def _prune_layer(
-    spec: LayerSpec, tensors: dict[str, Tensor], shape: StudentShape, scores: LayerImportance, hidden: Tensor
-) -> tuple[LayerSpec, dict[str, Tensor]]:
+    spec: LayerSpec, new: LayerSpec, tensors: dict[str, Tensor], scores: LayerImportance, hidden: Tensor
+) -> dict[str, Tensor]:
+    """A layer's tensors, cut from the sizes of ``spec`` to those of ``new``."""
     mixer = {name[len("mixer.") :]: tensor for name, tensor in tensors.items() if name.startswith("mixer.")}
-    new_spec, mixer = _prune_mixer(spec, mixer, shape, scores.parts, hidden)
+    mixer = _prune_mixer(spec, new, mixer, scores.parts, hidden)
     renamed = {f"mixer.{name}": tensor for name, tensor in mixer.items()}
-    return new_spec, {"norm.weight": tensors["norm.weight"][hidden], **renamed}
+    return {"norm.weight": _prune_norm(tensors["norm.weight"], hidden, scores.norm_input), **renamed}
+
+
+def _prune_norm(weight: Tensor, kept: Tensor, mean_square: Tensor) -> Tensor:
+    """The kept channels' weights, scaled by what dropping the others does to the root of the mean square."""
+    if len(kept) == len(weight):
+        return weight[kept]
+    return weight[kept] * mean_square[kept].mean().sqrt().clamp(min=1e-3)
 
 
 def _prune_mixer(
-    spec: LayerSpec, mixer: dict[str, Tensor], shape: StudentShape, parts: dict[str, Tensor], hidden: Tensor
-) -> tuple[LayerSpec, dict[str, Tensor]]:
-    if isinstance(spec, Mamba2Spec):
-        return _prune_mamba2(spec, mixer, shape, parts, hidden)
-    if isinstance(spec, AttentionSpec):
-        return _prune_attention(spec, mixer, shape, parts, hidden)
-    if isinstance(spec, ParallelSpec):
-        return _prune_parallel(spec, mixer, shape, parts, hidden)
-    if isinstance(spec, MoeSpec):
-        return _prune_moe(spec, mixer, shape, parts, hidden)
-    kept = _best(parts["intermediate"], shape.intermediate, "intermediate")
-    return msgspec.structs.replace(spec, intermediate=len(kept)), _prune_mlp("", mixer, kept, hidden)
+    spec: LayerSpec, new: LayerSpec, mixer: dict[str, Tensor], parts: dict[str, Tensor], hidden: Tensor
+) -> dict[str, Tensor]:
+    if isinstance(spec, Mamba2Spec) and isinstance(new, Mamba2Spec):
+        return _prune_mamba2(spec, new, mixer, parts, hidden)
+    if isinstance(spec, AttentionSpec) and isinstance(new, AttentionSpec):
+        return _prune_attention(spec, new, mixer, parts, hidden)
+    if isinstance(spec, MlpSpec) and isinstance(new, MlpSpec):
+        return _prune_mlp("", mixer, _best(parts["intermediate"], new.intermediate), hidden)
+    if isinstance(spec, MoeSpec) and isinstance(new, MoeSpec):
+        return _prune_moe(spec, new, mixer, parts, hidden)
+    if isinstance(spec, ParallelSpec) and isinstance(new, ParallelSpec):
+        return _prune_parallel(spec, new, mixer, parts, hidden)
+    raise AssertionError(f"{spec.kind} does not become {new.kind}")
 
 
 def _prune_parallel(
-    spec: ParallelSpec, mixer: dict[str, Tensor], shape: StudentShape, parts: dict[str, Tensor], hidden: Tensor
-) -> tuple[ParallelSpec, dict[str, Tensor]]:
+    spec: ParallelSpec, new: ParallelSpec, mixer: dict[str, Tensor], parts: dict[str, Tensor], hidden: Tensor
+) -> dict[str, Tensor]:
     """Prunes both branches, each as if it stood alone."""
     pruned: dict[str, Tensor] = {}
-    specs: dict[str, LayerSpec] = {}
     for name in ("mamba", "attention"):
         branch = {key.removeprefix(f"{name}."): value for key, value in mixer.items() if key.startswith(f"{name}.")}
-        specs[name], branch = _prune_mixer(getattr(spec, name), branch, shape, parts, hidden)
+        branch = _prune_mixer(getattr(spec, name), getattr(new, name), branch, parts, hidden)
         pruned |= {f"{name}.{key}": value for key, value in branch.items()}
-    return msgspec.structs.replace(spec, **specs), pruned
+    return pruned
 
 
 def _units(kept: Tensor, size: int) -> Tensor:
@@ -125,45 +183,43 @@ def _units(kept: Tensor, size: int) -> Tensor:
 
 
 def _prune_mamba2(
-    spec: Mamba2Spec, mixer: dict[str, Tensor], shape: StudentShape, parts: dict[str, Tensor], hidden: Tensor
-) -> tuple[Mamba2Spec, dict[str, Tensor]]:
-    """Keeps as many heads in every group, since B, C and the norm are the group's."""
-    heads = spec.heads if shape.mamba_heads is None else shape.mamba_heads
-    if heads % spec.groups:
-        raise ConfigError(
-            explain("mamba_heads", expected=f"a multiple of {spec.groups}", found=heads, todo="Correct the recipe.")
-        )
-    by_group = parts["heads"].view(spec.groups, -1)
-    kept = torch.cat(
-        [
-            _best(scores, heads // spec.groups, "mamba_heads") + group * by_group.shape[1]
-            for group, scores in enumerate(by_group)
-        ]
-    )
-    channels = _units(kept, spec.head_dim)
-    bc = torch.arange(2 * spec.groups * spec.state)
-    conv = torch.cat([channels, spec.inner + bc])
-    rows = torch.cat([channels, spec.inner + conv, spec.inner + spec.conv_dim + kept])
+    spec: Mamba2Spec, new: Mamba2Spec, mixer: dict[str, Tensor], parts: dict[str, Tensor], hidden: Tensor
+) -> dict[str, Tensor]:
+    """Keeps as many heads in every group, since B, C and the norm are the group's, and each head's best channels."""
+    group_heads, group_width = spec.heads // spec.groups, spec.inner // spec.groups
+    best = torch.stack([_best(scores, new.head_dim) for scores in parts["channels"]])  # (heads, head_dim kept)
+    by_group = parts["channels"].gather(1, best).sum(1).view(spec.groups, group_heads)
+    first = torch.arange(spec.groups)[:, None]
+    kept = torch.stack([_best(scores, new.heads // spec.groups) for scores in by_group]) + first * group_heads
+    channels = (kept[..., None] * spec.head_dim + best[kept]).flatten(1)  # (groups, channels of a group)
+    heads, inner = kept.flatten(), channels.flatten()
+    conv = torch.cat([inner, spec.inner + torch.arange(2 * spec.groups * spec.state)])
+    rows = torch.cat([inner, spec.inner + conv, spec.inner + spec.conv_dim + heads])
     pruned = {
         "in_proj.weight": mixer["in_proj.weight"][rows][:, hidden],
         "conv_weight": mixer["conv_weight"][conv],
         "conv_bias": mixer["conv_bias"][conv],
-        **{name: mixer[name][kept] for name in ("dt_bias", "A_log", "D")},
-        "out_proj.weight": mixer["out_proj.weight"][hidden][:, channels],
+        **{name: mixer[name][heads] for name in ("dt_bias", "A_log", "D")},
+        "out_proj.weight": mixer["out_proj.weight"][hidden][:, inner],
     }
-    kept_of = {"norm.weight": channels, "in_proj.bias": rows, "out_proj.bias": hidden}
-    pruned |= {name: mixer[name][part] for name, part in kept_of.items() if name in mixer}
-    return msgspec.structs.replace(spec, heads=heads), pruned
+    if spec.norm:
+        norms = zip(
+            mixer["norm.weight"].view(spec.groups, -1),
+            channels - first * group_width,
+            parts["norm_input"].view(spec.groups, -1),
+        )
+        pruned["norm.weight"] = torch.cat([_prune_norm(*norm) for norm in norms])
+    kept_of = {"in_proj.bias": rows, "out_proj.bias": hidden}
+    return pruned | {name: mixer[name][part] for name, part in kept_of.items() if name in mixer}
 
 
 def _prune_attention(
-    spec: AttentionSpec, mixer: dict[str, Tensor], shape: StudentShape, parts: dict[str, Tensor], hidden: Tensor
-) -> tuple[AttentionSpec, dict[str, Tensor]]:
+    spec: AttentionSpec, new: AttentionSpec, mixer: dict[str, Tensor], parts: dict[str, Tensor], hidden: Tensor
+) -> dict[str, Tensor]:
     """Keeps whole groups: a key-value head with all its query heads."""
-    groups = _best(parts["kv_heads"], shape.kv_heads, "kv_heads")
+    groups = _best(parts["kv_heads"], new.kv_heads)
     keys = _units(groups, spec.head_dim)
     queries = _units(groups, spec.head_dim * spec.heads // spec.kv_heads)
-    heads = len(groups) * spec.heads // spec.kv_heads
     rows = {"q": queries, "k": keys, "v": keys}
     pruned = {f"{part}_proj.weight": mixer[f"{part}_proj.weight"][kept][:, hidden] for part, kept in rows.items()}
     pruned["o_proj.weight"] = mixer["o_proj.weight"][hidden][:, queries]
@@ -173,7 +229,7 @@ def _prune_attention(
         pruned["o_proj.bias"] = mixer["o_proj.bias"][hidden]
     if spec.qk_norm:  # the same for all heads
         pruned |= {name: mixer[name] for name in ("q_norm.weight", "k_norm.weight")}
-    return msgspec.structs.replace(spec, heads=heads, kv_heads=len(groups)), pruned
+    return pruned
 
 
 def both_halves(kept: Tensor, size: int) -> Tensor:
@@ -193,15 +249,12 @@ def _prune_mlp(prefix: str, mixer: dict[str, Tensor], kept: Tensor, hidden: Tens
 
 
 def _prune_moe(
-    spec: MoeSpec, mixer: dict[str, Tensor], shape: StudentShape, parts: dict[str, Tensor], hidden: Tensor
-) -> tuple[MoeSpec, dict[str, Tensor]]:
-    """Keeps the experts with the most routing mass, and of each its own best channels."""
-    if spec.n_group > 1 and shape.experts not in (None, spec.experts):
-        raise ConfigError(explain("experts", expected="one routing group", found=spec.n_group, todo="Keep them all."))
-    kept = _best(parts["experts"], shape.experts, "experts")
-    shared = _best(parts["shared_intermediate"], shape.shared_intermediate, "shared_intermediate")
-    width = shape.expert_intermediate
-    channels = [_best(parts["expert_intermediate"][expert], width, "expert_intermediate") for expert in kept]
+    spec: MoeSpec, new: MoeSpec, mixer: dict[str, Tensor], parts: dict[str, Tensor], hidden: Tensor
+) -> dict[str, Tensor]:
+    """Keeps the experts that add most to the output, and of each its own best channels."""
+    kept = _best(parts["experts"], new.experts)
+    shared = _best(parts["shared_intermediate"], new.shared_intermediate)
+    channels = [_best(parts["expert_intermediate"][expert], new.intermediate) for expert in kept]
     latent = hidden if spec.latent is None else torch.arange(spec.latent)
     up, down = mixer["experts.up_weight"], mixer["experts.down_weight"]
 
@@ -218,11 +271,4 @@ def _prune_moe(
     if spec.latent is not None:
         pruned["fc1_latent_proj.weight"] = mixer["fc1_latent_proj.weight"][:, hidden]
         pruned["fc2_latent_proj.weight"] = mixer["fc2_latent_proj.weight"][hidden]
-    new_spec = msgspec.structs.replace(
-        spec,
-        experts=len(kept),
-        top_k=min(spec.top_k, len(kept)),
-        intermediate=len(channels[0]),
-        shared_intermediate=len(shared),
-    )
-    return new_spec, pruned
+    return pruned

@@ -7,8 +7,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from edge_export.budget import Budget
 from edge_export.distil import DistilSchedule
 from edge_export.prune import StudentShape
+from edge_export.students import SearchSettings
 from edge_export.training import Schedule
 from edge_sdk.errors import ConfigError, explain
 
@@ -21,15 +23,25 @@ class TrainRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class DistilRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A student: its shape, and the schedule of its distillation."""
+    """A student, by its shape or by a budget, and the schedule of its distillation."""
 
-    student: StudentShape
     schedule: DistilSchedule
-    calibration_samples: int = 256
-    """Samples of the training data that the parts' importance is measured on."""
+    student: StudentShape | None = None
+    budget: Budget | None = None
+    search: SearchSettings = SearchSettings()
+
+    @property
+    def target(self) -> StudentShape | Budget:
+        """What the teacher is pruned to. Raises ConfigError unless it is said once."""
+        if (self.student is None) == (self.budget is None):
+            found = "neither" if self.student is None else "both"
+            raise ConfigError(
+                explain("The recipe", expected="`student` or `budget`", found=found, todo="Give one of them.")
+            )
+        return self.student or self.budget  # type: ignore[return-value]  # one of them it is
 
 
-Recipe = TypeVar("Recipe", TrainRecipe, DistilRecipe)
+Recipe = TypeVar("Recipe", TrainRecipe, DistilRecipe, StudentShape)
 
 
 def read_recipe(path: Path, kind: type[Recipe]) -> Recipe:

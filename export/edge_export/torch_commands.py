@@ -14,42 +14,35 @@ import torch
 import typer
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
-from rich.table import Table
 
 from edge_export.checkpoint import load_model, save_model
-from edge_export.data import Batches, Sample, collate, read_pairs, tokenize
-from edge_export.distil import DistilLoss, TeacherLogits
+from edge_export.command_options import (
+    Data,
+    Device,
+    Length,
+    Out,
+    TensorBoard,
+    Test,
+    Threads,
+    pairs,
+    set_threads,
+    stored_samples,
+    write_report,
+)
+from edge_export.data import Batches
+from edge_export.distributed import is_first, joined, sharded, whole_model
 from edge_export.evaluate import exact_match
 from edge_export.families import family_of
+from edge_export.logs import plot_losses
 from edge_export.pack import Storage, export_graph, make_bundle
-from edge_export.prune import prune
-from edge_export.recipes import DistilRecipe, TrainRecipe, read_recipe
+from edge_export.recipes import TrainRecipe, read_recipe
 from edge_export.terminal import console
 from edge_export.torch_model import HybridLM
-from edge_export.training import Trainer, cross_entropy, plot_losses
+from edge_export.training import Trainer, cross_entropy
 from edge_export.weights import Progress
-from edge_sdk.errors import ConfigError, explain
-from edge_sdk.files import new_file
 from edge_sdk.model import ModelConfig
-from edge_sdk.text import TextCodec
 
 app = typer.Typer()
-
-Data = Annotated[Path, typer.Option(help="JSONL of {prompt, completion} pairs to learn from.")]
-Out = Annotated[Path, typer.Option(help="Folder for the run: checkpoint, log.csv, loss.png and the model.")]
-Test = Annotated[Optional[Path], typer.Option(help="JSONL of held-out pairs: report exact match on them.")]
-Threads = Annotated[Optional[int], typer.Option(help="Threads for torch; all cores if left out.")]
-
-
-def _samples(path: Path, tokenizer: Path, config: ModelConfig) -> list[Sample]:
-    if not config.eos_token_ids:
-        raise ConfigError(explain("The model", expected="an eos_token_id", found="none", todo="Name one."))
-    return tokenize(read_pairs(path), TextCodec(tokenizer), config.eos_token_ids[0])
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)
 
 
 @app.command()
@@ -59,59 +52,30 @@ def train(
     tokenizer: Annotated[Path, typer.Option(help="Folder with tokenizer.json and chat_template.jinja.")],
     out: Out,
     test: Test = None,
+    length: Length = None,
+    device: Device = "cpu",
+    tensorboard: TensorBoard = False,
     threads: Threads = None,
 ) -> None:
     """Train a model from scratch; run again after an interruption to go on."""
-    _set_threads(threads)
+    set_threads(threads)
     plan = read_recipe(recipe, TrainRecipe)
     config: ModelConfig = family_of(plan.model).parse_config(plan.model)
-    model = HybridLM(config)
-    model.reset_parameters(plan.schedule.seed)
-    samples = _samples(data, tokenizer, config)
-    batches = Batches(samples, plan.schedule.batch_size, plan.schedule.seed)
-    Trainer(model, batches, plan.schedule, out, cross_entropy, "train").run()
-    save_model(model, out / "model", tokenizer_from=tokenizer)
-    report: dict[str, object] = {"parameters": config.parameters(), "steps": plan.schedule.steps}
-    if test is not None:
-        report["exact_match"] = exact_match(model, _samples(test, tokenizer, config))
-    _report(report, out)
-
-
-@app.command()
-def distil(
-    teacher: Annotated[Path, typer.Argument(help="The teacher's checkpoint folder.")],
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe with `student` and `schedule`.")],
-    data: Data,
-    out: Out,
-    test: Test = None,
-    from_scratch: Annotated[
-        bool, typer.Option(help="Instead, train the same size from random weights on the data: the baseline.")
-    ] = False,
-    threads: Threads = None,
-) -> None:
-    """Prune a teacher to a student and distil its knowledge into it; run again to go on after an interruption."""
-    _set_threads(threads)
-    plan, big = read_recipe(recipe, DistilRecipe), load_model(teacher)
-    samples = _samples(data, teacher, big.config)
-    batches = Batches(samples, plan.schedule.batch_size, plan.schedule.seed)
-    student = prune(big, plan.student, collate(samples, range(min(plan.calibration_samples, len(samples)))))
-    title = "from scratch" if from_scratch else "distil"
-    if from_scratch:
-        student.reset_parameters(plan.schedule.seed)
-        loss = cross_entropy
-    else:
-        loss = DistilLoss(TeacherLogits(big, samples), plan.schedule.temperature)
-    Trainer(student, batches, plan.schedule, out, loss, title).run()
-    save_model(student, out / "model", tokenizer_from=teacher)
-    report: dict[str, object] = {
-        "parameters": student.config.parameters(),
-        "teacher_parameters": big.config.parameters(),
-        "steps": plan.schedule.steps,
-        "pattern": student.config.pattern,
-    }
-    if test is not None:
-        report["exact_match"] = exact_match(student, _samples(test, teacher, big.config))
-    _report(report, out)
+    with joined(torch.device(device)) as place:
+        samples = stored_samples(data, tokenizer, out, config, length)
+        model = HybridLM(config)
+        model.reset_parameters(plan.schedule.seed)
+        model = sharded(model.to(place), place)
+        batches = Batches(samples, plan.schedule.batch_size, plan.schedule.seed)
+        model = whole_model(
+            Trainer(model, batches, plan.schedule, out, cross_entropy, "train", tensorboard=tensorboard).run()
+        )
+        if is_first():
+            save_model(model, out / "model", tokenizer_from=tokenizer)
+            report: dict[str, object] = {"parameters": config.parameters(), "steps": plan.schedule.steps}
+            if test is not None:
+                report["exact_match"] = exact_match(model, pairs(test, tokenizer, config))
+            write_report(report, out)
 
 
 @app.command()
@@ -121,7 +85,7 @@ def evaluate(
 ) -> None:
     """Exact match of a checkpoint on held-out pairs."""
     model = load_model(checkpoint)
-    print(json.dumps({"exact_match": exact_match(model, _samples(test, checkpoint, model.config))}))
+    print(json.dumps({"exact_match": exact_match(model, pairs(test, checkpoint, model.config))}))
 
 
 @app.command()
@@ -194,13 +158,3 @@ def bundle(
     """Pack a graph, its weights and its tokenizer into a bundle that a robot loads."""
     made = make_bundle(checkpoint, graph, out)
     console.print(f"{out}: {made.manifest.weights}, {made.total_bytes():,} bytes in {len(made.manifest.files)} files")
-
-
-def _report(values: dict[str, object], out: Path) -> None:
-    """Writes report.json and shows it."""
-    with new_file(out / "report.json") as path:
-        path.write_text(json.dumps(values, indent=2) + "\n")
-    table = Table(show_header=False)
-    for name, value in values.items():
-        table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else f"{value}")
-    console.print(table)

@@ -230,7 +230,8 @@ class Router(nn.Module):
         self.e_score_correction_bias = nn.Buffer(torch.zeros(experts))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.float(), self.weight.float())
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float())
 
 
 class Experts(nn.Module):

@@ -41,14 +41,15 @@ def mamba2_mixer(
     xbc, present_conv = _causal_conv(xbc, conv_weight, conv_bias, past_conv)
     x, b, c = F.silu(xbc).float().split([inner, groups * state, groups * state], dim=-1)
     dt = F.softplus(dt.float() + dt_bias).clamp(dt_min, dt_max)
-    y, present_ssm = _scan(
-        x.view(batch, length, groups, heads // groups, head_dim),
-        dt.view(batch, length, groups, heads // groups),
-        -a_log.float().exp().view(groups, heads // groups),
-        b.view(batch, length, groups, state),
-        c.view(batch, length, groups, state),
-        past_ssm.float().view(batch, groups, heads // groups, head_dim, state),
-    )
+    with torch.autocast(proj.device.type, enabled=False):  # the states stay in float32
+        y, present_ssm = _scan(
+            x.view(batch, length, groups, heads // groups, head_dim),
+            dt.view(batch, length, groups, heads // groups),
+            -a_log.float().exp().view(groups, heads // groups),
+            b.view(batch, length, groups, state),
+            c.view(batch, length, groups, state),
+            past_ssm.float().view(batch, groups, heads // groups, head_dim, state),
+        )
     y = y.reshape(batch, length, heads, head_dim) + d[:, None] * x.view(batch, length, heads, head_dim)
     y = y.reshape(batch, length, inner) * F.silu(z.float())
     y = F.rms_norm(y.view(batch, length, groups, inner // groups), (inner // groups,), eps=eps)

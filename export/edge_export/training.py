@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import csv
 import ctypes
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
-import numpy as np
 import torch
+import torch.nn.functional as F
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from edge_export.data import Batch, Batches
+from edge_export.distributed import is_first, like, share, summed, whole, world
+from edge_export.logs import add_events, plot_losses, write_log
 from edge_export.terminal import console, interruptible
 from edge_export.torch_model import HybridLM, Moe
 from edge_sdk.errors import CheckpointError, EdgeError, explain
-from edge_sdk.files import new_directory, new_file
-
-COLUMNS = ("step", "loss", "learning_rate", "tokens", "seconds")
+from edge_sdk.files import new_directory
 
 
 class InterruptedRunError(EdgeError):
@@ -46,6 +48,10 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Step of the experts' correction bias towards equal load (auxiliary-loss-free, arXiv 2408.15664)."""
     average_decay: float = 0.0
     """The result is the exponential moving average of the weights with this decay; 0 takes the last ones."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the products; weights, optimizer, norms, routers and the scan's states stay in float32."""
+    recompute: bool = False
+    """Layers are computed again in the backward pass, which saves their activations' memory for a third more time."""
     seed: int = 0
     save_every: int = 200
 
@@ -58,22 +64,36 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 LossFunction = Callable[[HybridLM, Batch], Tensor]
+"""The sum over a batch's targets over ``batch.tokens``. One that is a module has its parameters trained as well."""
 
 
 class Trainer:
     """A model, its optimizer and a folder that holds the run's log and its last checkpoint."""
 
     def __init__(
-        self, model: HybridLM, batches: Batches, schedule: Schedule, folder: Path, loss: LossFunction, title: str
+        self,
+        model: HybridLM,
+        batches: Batches,
+        schedule: Schedule,
+        folder: Path,
+        loss: LossFunction,
+        title: str,
+        *,
+        tensorboard: bool = False,
     ) -> None:
         self.model, self.batches, self.schedule, self.folder = model, batches, schedule, folder
         self.loss, self.title, self.step, self.tokens, self.seconds = loss, title, 0, 0, 0.0
-        decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-        others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+        self.device, self.tensorboard = model.embeddings.weight.device, tensorboard
+        self.parameters = dict(model.named_parameters())
+        if isinstance(loss, nn.Module):
+            self.parameters |= {f"loss.{name}": parameter for name, parameter in loss.named_parameters()}
+        decayed = [parameter for parameter in self.parameters.values() if parameter.ndim >= 2]
+        others = [parameter for parameter in self.parameters.values() if parameter.ndim < 2]
         groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.average: dict[str, Tensor] = {}
         self.optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98), fused=True)
         self.rows: list[tuple[float, ...]] = []
+        self._shown = 0
 
     def run(self) -> HybridLM:
         """Trains to the schedule's end, from the folder's checkpoint where there is one."""
@@ -81,6 +101,16 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._resume()
         self.model.train()
+        with recomputed(self.model) if self.schedule.recompute else nullcontext():
+            self._run()
+        if self.average:
+            self.model.load_state_dict(self.average)
+        if is_first():
+            plot_losses([self.folder / "log.csv"], self.folder / "loss.png")
+        return self.model.eval()
+
+    def _run(self) -> None:
+        """All steps that are left, with a progress bar."""
         columns = (TextColumn(self.title), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"))
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         with Progress(*columns, *times, console=console) as progress, interruptible() as interrupted:
@@ -88,7 +118,7 @@ class Trainer:
             while self.step < self.schedule.steps:
                 loss = self._train_step()
                 progress.update(task, completed=self.step, loss=f"{loss:.4f}")
-                if interrupted():
+                if summed(torch.tensor(float(interrupted()), device=self.device)).item():  # one process's is all's
                     self._save()
                     raise InterruptedRunError(
                         f"Interrupted at step {self.step} of {self.schedule.steps}, saved in {self.folder}. "
@@ -97,31 +127,28 @@ class Trainer:
                 if self.step % self.schedule.save_every == 0:
                     self._save()
         self._save()
-        if self.average:
-            self.model.load_state_dict(self.average)
-        plot_losses([self.folder / "log.csv"], self.folder / "loss.png")
-        return self.model.eval()
 
     def _train_step(self) -> float:
         started = time.perf_counter()
-        batch = self.batches.at(self.step)
+        batch = share(self.batches.at(self.step)).to(self.device)
         rate = self.schedule.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self.loss(self.model, batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.grad_clip)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.schedule.precision == "bfloat16"):
+            loss = self.loss(self.model, batch)
+        (loss * world()).backward()  # the processes' gradients are averaged
+        nn.utils.clip_grad_norm_(self.parameters.values(), self.schedule.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._balance_experts()
         self._update_average()
-        value = loss.item()
+        value = summed(loss.detach()).item()
         if not math.isfinite(value):
             raise CheckpointError(
                 explain(f"The loss at step {self.step}", expected="a number", found=value, todo="Lower the rate.")
             )
         self.step += 1
-        self.tokens += int((batch.targets >= 0).sum())
+        self.tokens += batch.tokens
         self.seconds += time.perf_counter() - started
         self.rows.append((self.step, value, rate, self.tokens, self.seconds))
         return value
@@ -129,7 +156,7 @@ class Trainer:
     def _balance_experts(self) -> None:
         for module in self.model.modules():
             if isinstance(module, Moe) and module.load is not None:
-                load = module.load.float()
+                load = summed(module.load.float())
                 module.gate.e_score_correction_bias.add_(
                     (load.mean() - load).sign() * self.schedule.expert_balance_rate
                 )
@@ -145,28 +172,27 @@ class Trainer:
             else:
                 self.average[name] = tensor.clone()
 
-    def _names(self) -> dict[str, Tensor]:
-        return dict(self.model.named_parameters())
-
     def _save(self) -> None:
         """Weights, optimizer moments and counters as safetensors and JSON, replaced as a whole; and the log."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
-        for name, parameter in self._names().items():
+        for name, parameter in self.parameters.items():
+            if name.startswith("loss."):
+                tensors[name] = parameter
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
+        tensors = {name: whole(tensor.detach()).cpu().clone() for name, tensor in tensors.items()}
+        if not is_first():
+            return
         state = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
         with new_directory(self.folder / "checkpoint") as new:
-            save_file({name: tensor.detach().clone() for name, tensor in tensors.items()}, new / "state.safetensors")
+            save_file(tensors, new / "state.safetensors")
             (new / "state.json").write_text(json.dumps(state | {"schedule": msgspec.to_builtins(self.schedule)}))
             (new / "log.json").write_text(json.dumps(self.rows))
-        with new_file(self.folder / "log.csv") as path, path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows(
-                (step, f"{loss:.6f}", f"{rate:.3g}", tokens, f"{seconds:.2f}")
-                for step, loss, rate, tokens, seconds in self.rows
-            )
+        write_log(self.rows, self.folder)
+        if self.tensorboard:
+            add_events(self.rows[self._shown :], self.folder / "tensorboard")
+            self._shown = len(self.rows)
 
     def _resume(self) -> None:
         folder = self.folder / "checkpoint"
@@ -179,18 +205,34 @@ class Trainer:
                     str(folder), expected="the same schedule", found=state["schedule"], todo="Choose another --out."
                 )
             )
-        tensors = load_file(folder / "state.safetensors")
-        self.model.load_state_dict(_below("model.", tensors))
-        self.average = _below("average.", tensors)
-        for name, parameter in self._names().items():
+        tensors = load_file(folder / "state.safetensors", device=str(self.device))
+        ours = self.model.state_dict()
+        self.model.load_state_dict({name: like(tensors[f"model.{name}"], part) for name, part in ours.items()})
+        self.average = {name: like(tensor, ours[name]) for name, tensor in _below("average.", tensors).items()}
+        for name, parameter in self.parameters.items():
+            if name.startswith("loss."):
+                parameter.data.copy_(like(tensors[name], parameter))
             self.optimizer.state[parameter] = {
-                key: tensors[f"optimizer.{key}.{name}"]
+                key: like(value, parameter) if value.ndim else value
                 for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"optimizer.{key}.{name}" in tensors
+                if (value := tensors.get(f"optimizer.{key}.{name}")) is not None
             }
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.rows = [tuple(row) for row in json.loads((folder / "log.json").read_text())]
+        self._shown = len(self.rows) if (self.folder / "tensorboard").exists() else 0
         console.print(f"{self.title}: resuming at step {self.step} of {self.schedule.steps}")
+
+
+@contextmanager
+def recomputed(model: HybridLM) -> Iterator[None]:
+    """Every layer keeps nothing but its input for the backward pass (gradient checkpointing, arXiv 1604.06174)."""
+    for layer in model.layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in model.layers:
+            del layer.forward  # the class's own is behind it
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -207,30 +249,7 @@ def _keep_freed_memory() -> None:
 
 
 def cross_entropy(model: HybridLM, batch: Batch) -> Tensor:
-    """Mean negative log-likelihood of the completions' tokens."""
+    """Mean negative log-likelihood of the targets."""
     logits = model(batch.input_ids)
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten())
-
-
-def plot_losses(logs: list[Path], target: Path) -> None:
-    """The losses of one or several log.csv files over steps, as a PNG: each step faintly, the mean of 20 clearly."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for log in logs:
-        with log.open() as file:
-            rows = list(csv.DictReader(file))
-        steps, values = (np.array([float(row[name]) for row in rows]) for name in ("step", "loss"))
-        width = min(20, len(rows))
-        (line,) = axes.plot(steps[width - 1 :], np.convolve(values, np.ones(width) / width, "valid"))
-        line.set_label(log.parent.name)
-        axes.plot(steps, values, color=line.get_color(), alpha=0.2, linewidth=0.8)
-    axes.set(xlabel="step", ylabel="loss", yscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with new_file(target) as path:
-        figure.savefig(path, format="png", dpi=120)
-    plt.close(figure)
+    total = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="sum")
+    return total / batch.tokens

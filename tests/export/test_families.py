@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from edge_export.checkpoint import load_model, read_config, save_model
 from edge_export.data import Batch
 from edge_export.families import FAMILIES, table
+from edge_export.importance import measure
 from edge_export.pack import Storage, export_graph, make_bundle
 from edge_export.prune import StudentShape, prune
 from edge_sdk.backends.ort import OrtEngine
@@ -259,7 +260,7 @@ def test_a_pruned_model_stays_in_its_family(name: str, setting: str, tmp_path: P
         shared_intermediate=64 if "moe" in kinds else None,
         layers=dict.fromkeys(kinds, 1) if len(kinds - {"mlp"}) == 1 else {},
     )
-    student = prune(model, shape, Batch(ids, ids, (0, 1)))
+    student = prune(model, shape, measure(model, [Batch(ids, ids, (0, 1), ids.numel())]))
     assert 0 < student.config.parameters() < model.config.parameters()
     save_model(student, tmp_path / "student")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "student")

@@ -1,0 +1,257 @@
+"""What pruning and distillation keep: a teacher, a quarter of it pruned, distilled, and the same size from scratch.
+
+    python benchmarks/distil.py run build/distil --tasks scan-simple scan-length bytes   # goes on where it stopped
+    python benchmarks/distil.py table build/distil                                       # Markdown
+
+Three tasks: SCAN's simple and length splits (from its grammar, samples/scan_rover/scan.py), and a byte-level language
+model over the documentation in Debian's perl-modules and the licences in base-files. The student's shape is searched
+under a budget of a quarter of the teacher's parameters. Distilled and from-scratch students see the same batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from edge_export.budget import Budget
+from edge_export.checkpoint import load_model, save_model
+from edge_export.data import Batch, Batches, Sample, collate
+from edge_export.distil import DistilLoss, DistilSchedule
+from edge_export.documents import Pair, cut, tokenize
+from edge_export.evaluate import exact_match
+from edge_export.families import nemotron_h
+from edge_export.search import zero_shot_loss
+from edge_export.students import SearchSettings, make_student
+from edge_export.teacher import stored_teacher
+from edge_export.torch_model import HybridLM
+from edge_export.training import Schedule, Trainer, cross_entropy
+from edge_sdk.files import new_file
+from edge_sdk.text import TextCodec
+
+ROVER = Path(__file__).resolve().parent.parent / "samples" / "scan_rover"
+sys.path.insert(0, str(ROVER))
+import scan  # noqa: E402
+
+SHARE = 0.25
+"""Of the teacher's parameters."""
+
+CANDIDATES = 48
+TEXT_LENGTH = 256
+"""Bytes of a sample of the language model."""
+
+TEXT_FOLDERS = (Path("/usr/share/perl"), Path("/usr/share/common-licenses"))
+POD = re.compile(r"^=(?:pod|head\d).*?(?=^=cut|\Z)", re.MULTILINE | re.DOTALL)
+"""Perl's embedded documentation."""
+
+END = 0
+"""Of a text: no text holds the byte."""
+
+BYTES_MODEL = {
+    "model_type": "nemotron_h",
+    "vocab_size": 256,
+    "hidden_size": 128,
+    "hybrid_override_pattern": "M-M*-M-",
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 16,
+    "n_groups": 2,
+    "ssm_state_size": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "intermediate_size": 512,
+    "max_position_embeddings": 1024,
+    "eos_token_id": END,
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, the teacher and the students' schedule."""
+
+    train: Sequence[Sample]
+    test: Sequence[Sample]
+    score: Callable[[HybridLM, Sequence[Sample]], float]
+    unit: str
+    teacher: Callable[[Path], HybridLM]
+    schedule: DistilSchedule
+    """Of distillation, and but for the rate of training from scratch."""
+    scratch_rate: float = 3e-3
+    """Learning rate from scratch, which takes larger steps than one that starts from the teacher's weights."""
+
+
+def scan_task(split: str, steps: int) -> Task:
+    """Commands to actions; exact match over all held-out commands."""
+    train, test = scan.simple_split() if split == "simple" else scan.length_split()
+    codec = TextCodec(ROVER / "teacher")
+    samples, held_out = (tokenize([Pair(*pair) for pair in pairs], codec, end=2) for pairs in (train, test))
+
+    def teacher(folder: Path) -> HybridLM:
+        if split == "simple":
+            return load_model(ROVER / "teacher")
+        model = HybridLM(load_model(ROVER / "teacher").config)
+        schedule = Schedule(steps=1600, weight_decay=0.1, average_decay=0.99)
+        return trained(model, samples, schedule, folder)
+
+    schedule = DistilSchedule(
+        steps=steps, batch_size=64, learning_rate=1e-3, weight_decay=0.1, average_decay=0.99, top_k=32
+    )
+    return Task(samples, held_out, exact_match, "exact match", teacher, schedule)
+
+
+def bytes_task() -> Task:
+    """The next byte of a text; bits per byte over every tenth text."""
+    texts = [[*text.encode(), END] for text in read_texts()]
+    train = [sample for index, ids in enumerate(texts) if index % 10 for sample in cut(ids, TEXT_LENGTH)]
+    test = [sample for ids in texts[::10] for sample in cut(ids, TEXT_LENGTH)]
+    print(f"bytes: {sum(map(len, texts)):,} in {len(texts)} texts, {len(train)} and {len(test)} samples")
+
+    def teacher(folder: Path) -> HybridLM:
+        schedule = Schedule(steps=1200, batch_size=16, weight_decay=0.1, average_decay=0.99)
+        return trained(HybridLM(nemotron_h.parse_config(dict(BYTES_MODEL))), train, schedule, folder)
+
+    schedule = DistilSchedule(steps=1000, batch_size=16, learning_rate=1.5e-3, average_decay=0.99, top_k=32)
+    return Task(train, test, bits_per_byte, "bits per byte", teacher, schedule)
+
+
+def read_texts() -> list[str]:
+    """The documentation in Perl's modules and the licences' texts, file by file, by name."""
+    texts = []
+    for path in sorted(path for folder in TEXT_FOLDERS for path in folder.rglob("*")):
+        if path.is_file() and not any(parent.is_symlink() for parent in (path, *path.parents)):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if path.suffix in (".pm", ".pod"):
+                texts.append("\n".join(POD.findall(text)))
+            elif path.parent.name == "common-licenses":
+                texts.append(text)
+    return [text for text in texts if len(text) > 100]
+
+
+def bits_per_byte(model: HybridLM, samples: Sequence[Sample]) -> float:
+    """Over all samples; their tokens are bytes."""
+    return zero_shot_loss(model, grouped(samples)) / math.log(2)
+
+
+def grouped(samples: Sequence[Sample]) -> list[Batch]:
+    """All samples in batches of similar lengths."""
+    order = sorted(range(len(samples)), key=lambda index: len(samples[index].ids))
+    return [collate(samples, order[start : start + 16]) for start in range(0, len(order), 16)]
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "scan-simple": lambda: scan_task("simple", steps=4000),
+    "scan-length": lambda: scan_task("length", steps=1600),
+    "bytes": bytes_task,
+}
+
+
+def trained(model: HybridLM, samples: Sequence[Sample], schedule: Schedule, folder: Path) -> HybridLM:
+    """A model from random weights."""
+    model.reset_parameters(schedule.seed)
+    batches = Batches(samples, schedule.batch_size, schedule.seed)
+    return Trainer(model, batches, schedule, folder, cross_entropy, folder.name).run()
+
+
+def run(task: Task, folder: Path, seeds: Sequence[int]) -> None:
+    """All models of a task; what is in ``scores.json`` is not made again."""
+    scores = Scores(folder / "scores.json", task)
+    checkpoint = folder / "teacher" / "model"
+    if not checkpoint.exists():
+        save_model(task.teacher(folder / "teacher"), checkpoint)
+    teacher = load_model(checkpoint).eval()
+    scores.add("teacher", 0, teacher)
+    schedule = task.schedule
+    answers = stored_teacher(
+        checkpoint,
+        task.train,
+        folder / "logits",
+        top_k=schedule.top_k,
+        temperature=schedule.temperature,
+        device=torch.device("cpu"),
+    )
+    for seed in seeds:
+        schedule = msgspec.structs.replace(schedule, seed=seed)
+        pruned = quarter(teacher, task, folder / f"student-{seed}", seed)
+        scores.add("pruned", seed, pruned)
+        batches, loss = Batches(task.train, schedule.batch_size, seed), DistilLoss(answers, schedule)
+        Trainer(pruned, batches, schedule, folder / f"distilled-{seed}", loss, "distilled").run()
+        scores.add("distilled", seed, pruned)
+        scratch = HybridLM(pruned.config)
+        alone = msgspec.structs.replace(schedule, learning_rate=task.scratch_rate)
+        trained(scratch, task.train, alone, folder / f"scratch-{seed}")
+        scores.add("scratch", seed, scratch)
+
+
+def quarter(teacher: HybridLM, task: Task, folder: Path, seed: int) -> HybridLM:
+    """The best student of a quarter of the parameters, on calibration data that the seed chooses; kept in a folder."""
+    if not folder.exists():
+        settings = SearchSettings(calibration_samples=256, calibration_batch=32, candidates=CANDIDATES, seed=seed)
+        budget = Budget(params=SHARE * teacher.config.parameters())
+        student = make_student(teacher, task.train, budget, settings, folder / "tries")
+        print(f"{folder}: {student.found[0].config.pattern}, {student.found[0].shape}", flush=True)
+        save_model(student.model, folder)
+    return load_model(folder)
+
+
+class Scores:
+    """Scores by model and seed, in a file."""
+
+    def __init__(self, path: Path, task: Task) -> None:
+        self.path, self.task = path, task
+        self.rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+
+    def add(self, name: str, seed: int, model: HybridLM) -> None:
+        """Computes and writes a score that is not there."""
+        if any((row["model"], row["seed"]) == (name, seed) for row in self.rows):
+            return
+        score, parameters = self.task.score(model, self.task.test), model.config.parameters()
+        self.rows.append({"model": name, "seed": seed, "score": score, "parameters": parameters})
+        print(self.path.parent.name, self.rows[-1], flush=True)
+        with new_file(self.path) as new:
+            new.write_text(json.dumps(self.rows, indent=1) + "\n")
+
+
+def show(folder: Path) -> None:
+    """Markdown tables of every task's scores: mean, and the lowest and highest over the seeds."""
+    for path in sorted(folder.glob("*/scores.json")):
+        rows = json.loads(path.read_text())
+        print(f"\n| {path.parent.name} | parameters | mean | lowest to highest | seeds |\n|---|---|---|---|---|")
+        for model in dict.fromkeys(row["model"] for row in rows):
+            mine = [row for row in rows if row["model"] == model]
+            values = [row["score"] for row in mine]
+            sizes = "; ".join(sorted({f"{row['parameters']:,}" for row in mine}))
+            spread = f"{min(values):.4f} to {max(values):.4f}" if len(values) > 1 else ""
+            print(f"| {model} | {sizes} | {statistics.mean(values):.4f} | {spread} | {len(values)} |")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("run", "table"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    if options.action == "table":
+        show(options.folder)
+        return
+    torch.set_num_threads(options.threads)
+    for name in options.tasks:
+        folder = options.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        run(TASKS[name](), folder, options.seeds)
+
+
+if __name__ == "__main__":
+    main()

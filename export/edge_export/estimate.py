@@ -1,0 +1,68 @@
+"""What pruning and distilling will take, for dry runs: from the models' sizes and this machine's speed alone."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from edge_export.distil import DistilSchedule
+from edge_export.students import SearchSettings
+from edge_sdk.model import ModelConfig, MoeSpec
+
+PROBE_WIDTH, PROBE_PRODUCTS = 1024, 8
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory and disk at the peak, in 10**9 bytes; time as if all of it were matrix products at full speed."""
+
+    memory_gb: float
+    disk_gb: float
+    seconds: float
+
+
+def estimate_search(config: ModelConfig, settings: SearchSettings, length: int) -> Estimate:
+    """Of measuring importance, leaving out each layer in turn, and of judging the candidates at half the size."""
+    tokens = settings.calibration_samples * length
+    passes = len(config.layers) + 1 + settings.candidates / 2
+    weights = 4 * config.parameters()
+    logits = 3 * 4 * settings.calibration_batch * length * config.vocab_size
+    operations = 2 * active_parameters(config) * tokens * passes
+    return Estimate((2 * weights + logits) / 1e9, weights / 1e9, operations / operations_per_second())
+
+
+def estimate_distillation(
+    student: ModelConfig, teacher: ModelConfig, schedule: DistilSchedule, length: int
+) -> Estimate:
+    """Of all steps with the longest samples: weights, gradients and two moments, and the teacher for its answers."""
+    positions = schedule.batch_size * length
+    copies = 4 + bool(schedule.average_decay)
+    logits = 4 * 4 * positions * student.vocab_size
+    kept = 4 * positions * student.hidden * len(student.layers) * (1 if schedule.recompute else 12)
+    memory = 4 * copies * student.parameters() + 4 * teacher.parameters() + logits + kept
+    operations = positions * schedule.steps * (6 * active_parameters(student) + 2 * active_parameters(teacher))
+    answers = positions * schedule.steps * (4 * schedule.top_k + 4)
+    return Estimate(memory / 1e9, (answers + 16 * student.parameters()) / 1e9, operations / operations_per_second())
+
+
+def active_parameters(config: ModelConfig) -> int:
+    """Weights that a token is multiplied with: not the embeddings, of the experts the chosen ones."""
+    idle = sum(
+        2 * (spec.experts - spec.top_k) * (spec.latent or config.hidden) * spec.intermediate
+        for spec in config.layers
+        if isinstance(spec, MoeSpec)
+    )
+    embedding = 0 if config.tie_embeddings else config.vocab_size * config.hidden
+    return config.parameters() - idle - embedding
+
+
+def operations_per_second() -> float:
+    """Of float32 matrix products on this machine's processor; multiplications and additions count one each."""
+    matrix = torch.ones(PROBE_WIDTH, PROBE_WIDTH)
+    matrix @ matrix
+    started = time.perf_counter()
+    for _ in range(PROBE_PRODUCTS):
+        matrix @ matrix
+    return PROBE_PRODUCTS * 2 * PROBE_WIDTH**3 / (time.perf_counter() - started)
