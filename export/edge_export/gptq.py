@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_export.quantize import QuantExperts, QuantLinear, block_scales, quantize_blocks, round_to
-from edge_export.torch_model import Experts
+from edge_export.torch_layers import Experts
 from edge_export.torch_ops import ACTIVATIONS, route
 
 DAMPING = 0.01

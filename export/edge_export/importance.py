@@ -22,7 +22,8 @@ from torch.utils.hooks import RemovableHandle
 from edge_export import torch_ops
 from edge_export.data import Batch
 from edge_export.terminal import console
-from edge_export.torch_model import Attention, HybridLM, Layer, Mamba2Mixer, Mlp, Moe, Parallel
+from edge_export.torch_layers import Attention, Mamba2Mixer, Mlp, Moe, Parallel
+from edge_export.torch_model import HybridLM, Layer
 from edge_sdk.errors import ConfigError, explain
 
 

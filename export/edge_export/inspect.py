@@ -20,7 +20,8 @@ from torch import nn
 
 from edge_export.checkpoint import read_config
 from edge_export.pack import Storage
-from edge_export.torch_model import Experts, HybridLM
+from edge_export.torch_layers import Experts
+from edge_export.torch_model import HybridLM
 from edge_export.trace import trace
 from edge_sdk.model import LayerSpec, ModelConfig
 

@@ -14,7 +14,8 @@ from torch import nn
 
 from edge_export.checkpoint import fingerprint
 from edge_export.quantize import Bfloat16Embedding, Convert, QuantExperts, QuantLinear
-from edge_export.torch_model import Experts, HybridLM
+from edge_export.torch_layers import Experts
+from edge_export.torch_model import HybridLM
 from edge_sdk.errors import ConfigError, explain
 from edge_sdk.files import sha256
 from edge_sdk.model import ModelConfig

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_export.torch_model import Experts, HybridLM, operators
+from edge_export.torch_layers import Experts, operators
+from edge_export.torch_model import HybridLM
 from edge_export.torch_ops import dequantize
 from edge_sdk.errors import ConfigError, explain
 

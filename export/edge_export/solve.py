@@ -14,7 +14,8 @@ from edge_export.checkpoint import Checkpoint
 from edge_export.gptq import Observed, solve_experts, solve_linear
 from edge_export.plan import BITS, LEAVES, Plan, leaf_path, round_leaf
 from edge_export.quantize import QuantExperts, QuantLinear
-from edge_export.torch_model import Experts, HybridLM
+from edge_export.torch_layers import Experts
+from edge_export.torch_model import HybridLM
 from edge_export.weights import Progress, silent
 from edge_sdk.files import new_file
 

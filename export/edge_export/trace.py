@@ -17,7 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edge_export.quantize import INT4_SUFFIX, Convert, convert
 from edge_export.rollback import add_projections
-from edge_export.torch_model import HybridLM, States
+from edge_export.torch_layers import States
+from edge_export.torch_model import HybridLM
 from edge_plugins import DOMAIN, OPERATORS, OPSET_VERSION
 from edge_plugins.operator import STANDARD_OPSET
 from edge_sdk.errors import CheckpointError, explain

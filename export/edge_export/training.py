@@ -24,7 +24,8 @@ from edge_export.data import Batch, Batches
 from edge_export.distributed import is_first, like, share, summed, whole, world
 from edge_export.logs import add_events, plot_losses, write_log
 from edge_export.terminal import console, interruptible
-from edge_export.torch_model import HybridLM, Moe
+from edge_export.torch_layers import Moe
+from edge_export.torch_model import HybridLM
 from edge_sdk.errors import CheckpointError, EdgeError, explain
 from edge_sdk.files import new_directory
 

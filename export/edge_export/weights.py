@@ -19,7 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from edge_export.checkpoint import Checkpoint
 from edge_export.quantize import Convert
-from edge_export.torch_model import Constant, Experts, HybridLM, Rope
+from edge_export.torch_layers import Constant, Experts, Rope
+from edge_export.torch_model import HybridLM
 from edge_sdk.errors import CheckpointError, explain
 
 Progress = Callable[[int, int], None]

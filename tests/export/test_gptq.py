@@ -23,7 +23,7 @@ from edge_export.plan import LEAVES, Level, Plan, quantizable, read_plan, total_
 from edge_export.quantize import convert, quantize_blocks
 from edge_export.sensitivity import choose, measure
 from edge_export.solve import solve
-from edge_export.torch_model import Experts
+from edge_export.torch_layers import Experts
 from edge_sdk.errors import ConfigError
 from edge_sdk.text import TextCodec
 from places import TEACHER

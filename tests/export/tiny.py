@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from edge_export.families import nemotron_h
-from edge_export.torch_model import HybridLM, Moe
+from edge_export.torch_layers import Moe
+from edge_export.torch_model import HybridLM
 
 BASE: dict[str, Any] = {
     "model_type": "nemotron_h",
