@@ -42,6 +42,8 @@ EXTRAS = {
         "cuda-bindings>=13; python_version >= '3.12'",
         *ENGINE,
     ],
+    # Answers that follow a JSON schema, a regular expression or a grammar.
+    "structured": ["llguidance>=1.9,<2"],
     # Gigabytes, for workstations.
     "tensorrt": ["tensorrt>=10.3", "cuda-bindings>=12.8", *ENGINE],
     "tensorrt-rtx": [TENSORRT_RTX, "cuda-bindings>=13", *ENGINE],
@@ -61,6 +63,8 @@ EXTRAS = {
         "cmake>=3.20",
         "cyclonedds==11.0.1",
         "hypothesis>=6.100",
+        "jsonschema>=4.20",
+        "llguidance>=1.9,<2",
         "ml-dtypes>=0.5",
         "ninja>=1.11",
         "pybind11>=2.12",
