@@ -16,6 +16,7 @@ from edge_sdk.stops import StopTexts
 
 if TYPE_CHECKING:
     from edge_sdk.session import Session
+    from edge_sdk.text import TextStream
 
 FinishReason = Literal["stop", "length", "deadline", "cancelled"]
 
@@ -128,26 +129,39 @@ class Stream(Iterator[Token], AsyncIterator[Token]):
 
     def _choose(self) -> Iterator[tuple[Choice, str]]:
         """Chosen tokens and their texts, until the model, a limit or somebody ends the answer."""
-        session, codec = self._session, self._session.model.codec
-        config, decoder = session.model.config, codec.stream()
+        session, config = self._session, self._session.model.config
+        decoder = session.model.codec.stream()
         sampler = Sampler(self.options, session.everything, config.vocab_size)
         room = min(self.options.max_new_tokens, session.max_context - len(session.everything))
+        grammar = self.options.grammar
+        constraint = None if grammar is None else session.model.grammars.compile(grammar)
+        if constraint is not None:
+            constraint.check_budget(room)
         session.begin_answer()
-        for _ in range(room):
-            choice = session.next_choice(sampler, self._interruption)
+        for left in range(room, 0, -1):
+            choice = session.next_choice(sampler, self._interruption, constraint, left)
             if choice is None:
                 self.finish_reason = self._interruption()
+                for token_id in constraint.closing() if constraint else ():
+                    yield self._say(Choice(token_id), decoder)
                 return
             if choice.token_id in config.eos_token_ids:
                 self.finish_reason = "stop"
                 return
-            self._times_s.append(time.monotonic())
-            self._cached_tokens = session.cached_tokens
             sampler.note(choice.token_id)
-            text = decoder.step(choice.token_id)
-            session.add_answered(choice.token_id, text)
-            yield choice, text
+            yield self._say(choice, decoder)
+            if constraint is not None and constraint.finished:
+                self.finish_reason = "stop"
+                return
         self.finish_reason = "length"
+
+    def _say(self, choice: Choice, decoder: TextStream) -> tuple[Choice, str]:
+        """Adds a token to the conversation."""
+        self._times_s.append(time.monotonic())
+        self._cached_tokens = self._session.cached_tokens
+        text = decoder.step(choice.token_id)
+        self._session.add_answered(choice.token_id, text)
+        return choice, text
 
 
 def _with_text(tokens: list[Token], text: str) -> Iterator[Token]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from edge_sdk.options import Options
 from edge_sdk.prefix_cache import DiskStore, PrefixCache
 from edge_sdk.session import Output, Prompt, Session
 from edge_sdk.state_file import read_state, write_state
+from edge_sdk.structured import GrammarCompiler
 from edge_sdk.text import TextCodec
 
 PREFIX_CACHE_BYTES = 256 << 20
@@ -33,9 +35,17 @@ class LanguageModel:
         self._lock = threading.Lock()
         """An engine makes one step at a time."""
 
-    def session(self, max_context: int | None = None) -> Session:
-        """A new conversation of at most ``max_context`` tokens, or as many as the model takes."""
-        return Session(self, max_context)
+    def session(self, max_context: int | None = None, template: Mapping[str, Any] | None = None) -> Session:
+        """A new conversation of at most ``max_context`` tokens, or as many as the model takes.
+
+        ``template``: what the chat template is given besides the messages, such as ``tools`` and ``enable_thinking``.
+        """
+        return Session(self, max_context, template)
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """Makes grammars into constraints. Raises ConfigError where the tokenizer or the installation has none."""
+        return GrammarCompiler(self.codec.tokenizer, self.config.eos_token_ids)
 
     def restore(self, path: str | Path, max_context: int | None = None) -> Session:
         """The session that :meth:`Session.save` wrote. Raises StateError for a damaged file or another model's."""
@@ -61,9 +71,8 @@ class LanguageModel:
             session.prepare(prompt)
             answers = []
             for index in range(count):
-                seed = None if chosen.seed is None else chosen.seed + index
                 with session.fork() as fork:
-                    answers.append(fork.generate(None, chosen.but(seed=seed)))
+                    answers.append(fork.generate(None, chosen.numbered(index)))
             return answers
 
     def generate_batch(self, prompts: Sequence[Prompt], max_new_tokens: int = 256) -> list[str]:
