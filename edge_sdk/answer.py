@@ -16,6 +16,7 @@ from edge_sdk.stops import StopTexts
 
 if TYPE_CHECKING:
     from edge_sdk.session import Session
+    from edge_sdk.structured import Constraint
     from edge_sdk.text import TextStream
 
 FinishReason = Literal["stop", "length", "deadline", "cancelled"]
@@ -133,10 +134,7 @@ class Stream(Iterator[Token], AsyncIterator[Token]):
         decoder = session.model.codec.stream()
         sampler = Sampler(self.options, session.everything, config.vocab_size)
         room = min(self.options.max_new_tokens, session.max_context - len(session.everything))
-        grammar = self.options.grammar
-        constraint = None if grammar is None else session.model.grammars.compile(grammar)
-        if constraint is not None:
-            constraint.check_budget(room)
+        constraint = self._constraint(room)
         session.begin_answer()
         for left in range(room, 0, -1):
             choice = session.next_choice(sampler, self._interruption, constraint, left)
@@ -154,6 +152,17 @@ class Stream(Iterator[Token], AsyncIterator[Token]):
                 self.finish_reason = "stop"
                 return
         self.finish_reason = "length"
+
+    def _constraint(self, room: int) -> Constraint | None:
+        """What the grammar asks for, behind the reasoning if the prompt has opened that. Raises ConfigError."""
+        grammar, model = self.options.grammar, self._session.model
+        if grammar is None:
+            return None
+        if not grammar.end_of_reasoning and model.codec.format.reasons_first(self._session.text):
+            grammar = grammar.after_reasoning()
+        constraint = model.grammars.compile(grammar)
+        constraint.check_budget(room)
+        return constraint
 
     def _say(self, choice: Choice, decoder: TextStream) -> tuple[Choice, str]:
         """Adds a token to the conversation."""

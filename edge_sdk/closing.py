@@ -91,7 +91,9 @@ class Closer:
             if (plan := self._walk(matcher, ends, steps, dice)) is not None:
                 yield plan
 
-    def _walk(self, matcher: LLMatcher, ends: list[list[int]], steps: int, dice: random.Random | None = None) -> Plan | None:
+    def _walk(
+        self, matcher: LLMatcher, ends: list[list[int]], steps: int, dice: random.Random | None = None
+    ) -> Plan | None:
         """One way to the end, by the first candidate at every fork, or by chance."""
         walker, path = matcher.deep_copy(), list[int]()
         for _ in range(steps):

@@ -33,6 +33,10 @@ class BackendError(EdgeError):
     """No engine can run the bundle on this machine, or the engine refused it."""
 
 
+class BusyError(EdgeError):
+    """As much is being answered as may be; to be tried again later."""
+
+
 def explain(what: str, *, expected: object, found: object, todo: str) -> str:
     """One message in the house form: what was wrong, expected, found, what to do."""
     return f"{what}: expected {expected}, found {found}. {todo}"

@@ -141,16 +141,18 @@ def load(
     verify_hashes: bool = True,
     prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
     prefix_cache_folder: str | Path | None = None,
+    profile: str | Path | None = None,
 ) -> LanguageModel:
     """Opens and checks a bundle and prepares an engine for it.
 
     ``device``: ``auto``, ``cpu``, ``cuda`` or ``tensorrt``. ``threads``: of the engine, all cores if None.
     ``prefix_cache_bytes``: memory for the states after beginnings of prompts; 0 keeps none.
     ``prefix_cache_folder``: where they outlast the process, up to eight times as many bytes.
+    ``profile``: how the name of a trace begins, for :mod:`edge_sdk.profile`; ``engine.end_profile()`` completes it.
     Raises BundleError for a damaged bundle and BackendError where no engine can run it.
     """
     bundle = Bundle.open(path, verify_hashes=verify_hashes)
-    engine = choose_engine(bundle, device=device, threads=threads)
+    engine = choose_engine(bundle, device=device, threads=threads, profile=None if profile is None else Path(profile))
     prefixes = None
     if prefix_cache_bytes:
         disk = (

@@ -148,6 +148,11 @@ class Session:
         write_state(Path(path), model_id, self._tokens, memory, self._conversation())
 
     @property
+    def text(self) -> str:
+        """All that was read and answered, as the model sees it."""
+        return self._text
+
+    @property
     def everything(self) -> list[int]:
         """The conversation's token ids, those that are still to be fed included."""
         return self._tokens + self._pending

@@ -231,7 +231,9 @@ class Constraint:
     then no longer be completed within the budget, gives the next of those that complete it; ``accept`` moves on.
     """
 
-    def __init__(self, compiler: GrammarCompiler, matcher: LLMatcher, ends_of_text: list[list[int]], plan: Plan) -> None:
+    def __init__(
+        self, compiler: GrammarCompiler, matcher: LLMatcher, ends_of_text: list[list[int]], plan: Plan
+    ) -> None:
         self._compiler, self._matcher, self._ends_of_text = compiler, matcher, ends_of_text
         self._plan = plan
         self._chosen: tuple[int, Plan] | None = None
@@ -346,7 +348,7 @@ class Constraint:
         yield from (self._plan[start:] for start in range(min(len(self._plan), 32)))
 
 
-BIASES = np.where(
-    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0, -np.inf
-).astype(np.float32)
+BIASES = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0, -np.inf).astype(
+    np.float32
+)
 """What to add to the logits of 8 tokens, by a byte of the mask, (256, 8)."""

@@ -80,7 +80,7 @@ class TextCodec:
             if token.special and token.content in self.format.markers
         }
 
-    def render(self, messages: Sequence[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> str:
+    def render(self, messages: Sequence[Mapping[str, object]], variables: Mapping[str, Any] = NO_VARIABLES) -> str:
         """The conversation as the model reads it, up to where its answer begins.
 
         ``variables``: what else the template may ask for, such as ``tools`` and ``enable_thinking``. Raises PromptError
@@ -112,6 +112,10 @@ class TextCodec:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def token_text(self, token_id: int) -> str:
+        """How a token is shown by itself; a special one by its name, part of a character as U+FFFD."""
+        return str(self.tokenizer.decode([token_id], skip_special_tokens=False))
 
     def stream(self) -> TextStream:
         """A decoder for tokens that come one by one."""
