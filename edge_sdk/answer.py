@@ -55,7 +55,7 @@ class Stream(Iterator[Token], AsyncIterator[Token]):
     """The tokens of one answer, made one by one as they are asked for, in ``for`` and in ``async for``."""
 
     def __init__(self, session: Session, options: Options, started: float) -> None:
-        """``started``: when the answer was asked for, as time.monotonic() gave it."""
+        """``started``: when the answer was asked for, as time.monotonic() gave it. Raises ConfigError."""
         self.options = options
         self.finish_reason: FinishReason | None = None
         """Why the answer ended; None while it has not."""
@@ -66,6 +66,9 @@ class Stream(Iterator[Token], AsyncIterator[Token]):
         self._times_s: list[float] = []
         self.tokens: list[Token] = []
         """Those that were asked for so far."""
+        self._sampler = Sampler(options, session.everything, session.model.config.vocab_size)
+        self._room = min(options.max_new_tokens, session.max_context - len(session.everything))
+        self._constraint = self._begin_grammar()
         self._made = self._make()
 
     def cancel(self) -> None:
@@ -132,11 +135,9 @@ class Stream(Iterator[Token], AsyncIterator[Token]):
         """Chosen tokens and their texts, until the model, a limit or somebody ends the answer."""
         session, config = self._session, self._session.model.config
         decoder = session.model.codec.stream()
-        sampler = Sampler(self.options, session.everything, config.vocab_size)
-        room = min(self.options.max_new_tokens, session.max_context - len(session.everything))
-        constraint = self._constraint(room)
+        sampler, constraint = self._sampler, self._constraint
         session.begin_answer()
-        for left in range(room, 0, -1):
+        for left in range(self._room, 0, -1):
             choice = session.next_choice(sampler, self._interruption, constraint, left)
             if choice is None:
                 self.finish_reason = self._interruption()
@@ -153,7 +154,7 @@ class Stream(Iterator[Token], AsyncIterator[Token]):
                 return
         self.finish_reason = "length"
 
-    def _constraint(self, room: int) -> Constraint | None:
+    def _begin_grammar(self) -> Constraint | None:
         """What the grammar asks for, behind the reasoning if the prompt has opened that. Raises ConfigError."""
         grammar, model = self.options.grammar, self._session.model
         if grammar is None:
@@ -161,7 +162,7 @@ class Stream(Iterator[Token], AsyncIterator[Token]):
         if not grammar.end_of_reasoning and model.codec.format.reasons_first(self._session.text):
             grammar = grammar.after_reasoning()
         constraint = model.grammars.compile(grammar)
-        constraint.check_budget(room)
+        constraint.check_budget(self._room)
         return constraint
 
     def _say(self, choice: Choice, decoder: TextStream) -> tuple[Choice, str]:

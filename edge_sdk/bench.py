@@ -87,7 +87,7 @@ def bench(
 
 
 def weight_bytes(bundle: Bundle) -> float:
-    """Bytes of weights that a step of one sequence reads, estimated: parameters count alike, however they are stored."""
+    """Bytes of weights that a step of one sequence reads, estimated as if all parameters were stored alike."""
     config, everything = bundle.manifest.model, bundle.manifest.model.parameters()
     unread = 0 if config.tie_embeddings else config.vocab_size * config.hidden
     for spec in config.layers:

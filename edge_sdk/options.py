@@ -20,7 +20,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     stop: tuple[str, ...] = ()
     """Texts that end the answer; they are not part of it."""
     grammar: Grammar | None = None
-    """What the answer must look like; it is complete within max_new_tokens, and where a deadline or a cancel ends it."""
+    """What the answer must look like; complete within max_new_tokens, and where a deadline or a cancel ends it."""
 
     temperature: float = 0.0
     """0 takes the likeliest token; 1 draws from the model's distribution, less sharpens it, more flattens it."""

@@ -122,8 +122,8 @@ def choose_engine(
 
     ``cpu`` and ``cuda`` are ONNX Runtime's; ``tensorrt`` is the engine that `edge-export engine` built for this GPU or,
     where the bundle has none at all, ONNX Runtime's TensorRT. ``auto`` is the first of TensorRT's engine, CUDA and CPU
-    that this machine has; what it passes over it logs. ``profile`` is how the name of a trace begins, which ONNX Runtime
-    writes. Raises BackendError when there is none.
+    that this machine has; what it passes over it logs. ``profile`` is how the name of ONNX Runtime's trace begins.
+    Raises BackendError when there is none.
     """
     if device not in DEVICES:
         raise BackendError(explain("device", expected=" or ".join(DEVICES), found=device, todo="Choose one of these."))

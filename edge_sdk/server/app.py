@@ -26,7 +26,7 @@ from edge_sdk.server.errors import RequestError, as_request_error
 from edge_sdk.server.metrics import Metrics, Record
 from edge_sdk.server.requests import ChatRequest, TextRequest, decode
 from edge_sdk.server.translate import Limits, Plan, plan_chat, plan_text
-from edge_sdk.server.work import Begun, Ended, Job, Piece, Workers
+from edge_sdk.server.work import Begun, Job, Piece, Workers
 
 log = logging.getLogger("edge_sdk.server")
 

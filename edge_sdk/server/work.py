@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from typing import Union
 
 import msgspec
@@ -16,6 +16,7 @@ from edge_sdk.errors import BusyError, PromptError, explain
 from edge_sdk.language import LanguageModel
 from edge_sdk.options import Options
 from edge_sdk.server.errors import RequestError
+from edge_sdk.session import Session
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -64,19 +65,25 @@ class Job:
                     session.append(prompt)
                 except PromptError as error:
                     raise RequestError(400, str(error), code="context_length_exceeded", param="messages") from error
-                yield Begun(session.waiting)
-                if self._count > 1:
-                    session.prepare(interrupted=self._cancelled.is_set)
+                prompt_tokens = session.waiting
+                stream = self._watched(session.stream(None, self._options.numbered(0)))  # refuses wrong options
+                yield Begun(prompt_tokens)
+                if self._count == 1:
+                    yield from self._tokens(number, stream, session)
+                    continue
+                session.prepare(interrupted=self._cancelled.is_set)
                 for index in range(self._count):
                     if self._cancelled.is_set():
                         return
-                    with session.fork() if self._count > 1 else nullcontext(session) as answering:
-                        stream = self._watched(answering.stream(None, self._options.numbered(index)))
-                        choice = number * self._count + index
-                        for token in stream:
-                            yield Piece(choice, token)
-                        cached = session.cached_tokens if index == 0 else 0
-                        yield Ended(choice, stream.result(), cached)
+                    with session.fork() as fork:
+                        stream = self._watched(fork.stream(None, self._options.numbered(index)))
+                        yield from self._tokens(number * self._count + index, stream, session)
+
+    def _tokens(self, choice: int, stream: Stream, session: Session) -> Iterator[Item]:
+        for token in stream:
+            yield Piece(choice, token)
+        known = 0 if choice % self._count else session.cached_tokens  # the prompt was read once for all choices
+        yield Ended(choice, stream.result(), known)
 
     def _watched(self, stream: Stream) -> Stream:
         self._stream = stream
