@@ -62,7 +62,7 @@ class ChatFormat(msgspec.Struct, frozen=True, kw_only=True):
         calls: CallFormat | None = None
         if "<TOOLCALL>" in template:
             calls = "toolcall"
-        elif "<function=" in template:
+        elif "<parameter=" in template:
             calls = "tagged"
         elif "<tool_call>" in template:
             calls = "hermes"

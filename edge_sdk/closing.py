@@ -65,21 +65,21 @@ class Closer:
         plans = [*([] if greedy is None else [greedy]), *self._random_walks(matcher, ends, STEPS_TO_COMPILE)]
         return min((plan for plan in plans if len(plan) <= limit), key=self._size, default=None)
 
-    def retold(self, matcher: LLMatcher, plan: Plan, token_id: int) -> Plan | None:
-        """What is left of ``plan`` after a token that says its beginning in other tokens or with spaces before it."""
-        said, content = (b"".join(self._tokens[part] or b"" for part in ids) for ids in ([token_id], plan))
-        for start in (said, said.lstrip()):
+    def rests(self, plan: Plan, token_id: int) -> Iterator[Plan]:
+        """What is left of a plan behind a token that says its beginning in other tokens, or with other spaces."""
+        said, content = self._bytes([token_id]), self._bytes(plan)
+        for start in dict.fromkeys((said, said.lstrip(), said.rstrip(), said.strip())):
             if start and content.startswith(start):
-                rest = tuple(self._greedy(content[len(start) :]))
-                if closes(matcher, rest):
-                    return rest
-        return None
+                yield tuple(self._greedy(content[len(start) :]))
+
+    def _bytes(self, ids: Iterable[int]) -> bytes:
+        return b"".join(self._tokens[token_id] or b"" for token_id in ids)
 
     def _ends(self, ends_of_text: Iterable[list[int]]) -> list[list[int]]:
         return [*ends_of_text, *(self._single[char] for char in ENDS_OF_TEXT if char in self._single)]
 
     def _size(self, plan: Plan) -> tuple[int, int]:
-        return len(plan), sum(len(self._tokens[token_id] or b"") for token_id in plan)
+        return len(plan), len(self._bytes(plan))
 
     def _random_walks(self, matcher: LLMatcher, ends: list[list[int]], effort: int) -> Iterator[Plan]:
         """Ends that walks by chance found, which together took about ``effort`` steps. The same ones every time."""
@@ -153,5 +153,8 @@ class Closer:
 
 def closes(matcher: LLMatcher, plan: Sequence[int]) -> bool:
     """Whether exactly these tokens complete what ``matcher`` has read."""
+    ids = list(plan)
+    if matcher.validate_tokens(ids) < len(ids):  # spares the copy
+        return False
     walker = matcher.deep_copy()
-    return walker.try_consume_tokens(list(plan)) == len(plan) and bool(walker.is_accepting())
+    return walker.try_consume_tokens(ids) == len(ids) and bool(walker.is_accepting())

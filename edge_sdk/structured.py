@@ -2,154 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from edge_sdk.closing import Closer, Plan, closes
 from edge_sdk.errors import ConfigError, explain
+from edge_sdk.grammar import Grammar, llguidance_module
 from edge_sdk.token_bytes import TokenBytes, token_bytes
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-Schema = Mapping[str, Any] | bool | str
+__all__ = ["Constraint", "Grammar", "GrammarCompiler"]
 
-# Spaces and line breaks between the parts of JSON, bounded so that a model cannot spend its budget on them.
-WHITESPACE = r"[\x20\x0A\x0D\x09]{1,40}"
 LONGEST_CLOSING = 4096
 KEPT_GRAMMARS = 64
-
-
-@dataclass(frozen=True)
-class Grammar:
-    """What an answer must look like, for any tokenizer. Raises ConfigError with what llguidance refuses."""
-
-    source: str
-    """The grammar in llguidance's variant of Lark; it begins at ``start``. ``marker_0`` and so on, which it may use, are
-    defined when it is compiled."""
-    markers: tuple[str, ...] = ()
-    """Texts for which a tokenizer may have special tokens, such as ``<tool_call>``."""
-    ends_of_text: tuple[str, ...] = ()
-    """Texts that end a free text, where it is not quoted: they help to find closings."""
-    end_of_reasoning: str = ""
-    """If given, any text through this marker comes first, as ``</think>`` where the template opened the block."""
-
-    def __post_init__(self) -> None:
-        _, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(self.serialised({}))
-        if messages:
-            raise ConfigError(
-                explain(
-                    "The grammar",
-                    expected="one that llguidance takes, see docs/structured.md",
-                    found="; ".join(message.strip() for message in messages),
-                    todo="Change the part that is named.",
-                )
-            )
-
-    @classmethod
-    def lark(cls, source: str) -> Grammar:
-        """A context-free grammar in llguidance's variant of Lark's language."""
-        return cls(source)
-
-    @classmethod
-    def json_schema(cls, schema: Schema) -> Grammar:
-        """JSON that a schema (draft 2020-12; a mapping or its JSON) allows, properties in the schema's order."""
-        return cls(f"start: {json_rule(schema)}")
-
-    @classmethod
-    def json_object(cls) -> Grammar:
-        """Any JSON object."""
-        return cls.json_schema({"type": "object"})
-
-    @classmethod
-    def regex(cls, pattern: str) -> Grammar:
-        """Text that a regular expression matches as a whole; the syntax is that of Rust's ``regex``: no look-around."""
-        return cls(f"start: /{_slashes_escaped(pattern)}/" if pattern else 'start: ""')
-
-    @classmethod
-    def choice(cls, options: Iterable[str]) -> Grammar:
-        """One of several texts."""
-        texts = tuple(options)
-        if not texts or not all(isinstance(text, str) and text for text in texts):
-            raise ConfigError(
-                explain("The choice", expected="texts, none empty", found=repr(texts), todo="Name the options.")
-            )
-        return cls("start: " + " | ".join(quoted(text) for text in texts))
-
-    def after_reasoning(self, end: str = "</think>") -> Grammar:
-        """The same behind a block of reasoning that the prompt has opened; it is closed within the budget too."""
-        return replace(self, end_of_reasoning=end, ends_of_text=(*self.ends_of_text, end))
-
-    def serialised(self, specials: Mapping[str, int], prefix: str = "") -> str:
-        """llguidance's form for a tokenizer with these special tokens; ``prefix`` is text that stands before."""
-        rules = [f"marker_{index}: {_literal(marker, specials)}" for index, marker in enumerate(self.markers)]
-        answer = {"lark_grammar": "\n".join([self.source, *rules])}
-        if not prefix and not self.end_of_reasoning:
-            return json.dumps({"grammars": [answer]})
-        before = f"start: {quoted(prefix) if prefix else ''}"
-        if not (end := self.end_of_reasoning):
-            before += " @answer"
-        elif end in specials:
-            before += f' /(?s:.*)/ {_literal(end, specials)} "\\n"{{0,2}} @answer'
-        else:
-            before += f' reasoning "\\n"{{0,2}} @answer\nreasoning[suffix={quoted(end)}]: /(?s:.*)/'
-        return json.dumps({"grammars": [{"lark_grammar": before}, {"name": "answer", **answer}]})
-
-
-def json_rule(schema: Schema) -> str:
-    """A schema as a term of a Lark rule. Raises ConfigError if it is not JSON."""
-    try:
-        parsed = json.loads(schema) if isinstance(schema, str) else schema
-        if not isinstance(parsed, (Mapping, bool)):
-            raise TypeError(f"{type(parsed).__name__} is no schema")
-        body = {"x-guidance": {"whitespace_pattern": WHITESPACE}, **(parsed if isinstance(parsed, Mapping) else {})}
-        return f"%json {json.dumps(body)}"
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            explain("The JSON schema", expected="an object of JSON", found=error, todo="Pass a dict or its JSON.")
-        ) from None
-
-
-def quoted(text: str) -> str:
-    """A text as a literal of Lark."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _literal(text: str, specials: Mapping[str, int]) -> str:
-    """A special token where there is one, which grammars tell from the same text in other tokens."""
-    return f"<[{specials[text]}]>" if text in specials else quoted(text)
-
-
-def _slashes_escaped(pattern: str) -> str:
-    return pattern.replace("/", "\\/")
-
-
-def _llguidance() -> Any:
-    try:
-        import llguidance
-    except ImportError:
-        raise ConfigError(
-            explain(
-                "Structured output",
-                expected="llguidance to be installed",
-                found="it is not",
-                todo="pip install 'edge-sdk[structured]'",
-            )
-        ) from None
-    return llguidance
 
 
 class GrammarCompiler:
     """Compiles grammars for one tokenizer, and keeps what it compiled. Threads may share it.
 
-    ``end_token_ids``: tokens that end an answer. Raises ConfigError for a tokenizer whose texts cannot be followed token
-    by token, and where llguidance is not installed.
+    ``end_token_ids``: tokens that end an answer. Raises ConfigError for a tokenizer whose texts cannot be followed
+    token by token, and where llguidance is not installed.
     """
 
     def __init__(self, tokenizer: Tokenizer, end_token_ids: Sequence[int]) -> None:
@@ -181,12 +59,11 @@ class GrammarCompiler:
 
     def _start(self, grammar: Grammar) -> Constraint:
         specials = self.vocabulary.specials
-        source = grammar.serialised(specials, " " if self.vocabulary.drops_first_space else "")
         ends = [
             [specials[text]] if text in specials else self.tokenizer.greedy_tokenize(text)
             for text in grammar.ends_of_text
         ]
-        matcher = _llguidance().LLMatcher(self.tokenizer, source, log_level=0)
+        matcher = llguidance_module().LLMatcher(self.tokenizer, grammar.serialised(self.vocabulary), log_level=0)
         plan = None if matcher.is_error() else self.closer.shortest(matcher, LONGEST_CLOSING, ends)
         if plan is None:
             raise ConfigError(
@@ -202,7 +79,7 @@ class GrammarCompiler:
 
 def _llguidance_tokenizer(tokenizer: Tokenizer, vocabulary: TokenBytes, end_token_ids: Sequence[int]) -> LLTokenizer:
     """llguidance's view of a tokenizer: all tokens' bytes, and a function from text to tokens."""
-    llguidance = _llguidance()
+    llguidance = llguidance_module()
 
     class Wrapped:
         eos_token_id, bos_token_id = end_token_ids[0], None
@@ -221,7 +98,8 @@ def _llguidance_tokenizer(tokenizer: Tokenizer, vocabulary: TokenBytes, end_toke
                     return ids
             return []
 
-    return llguidance.LLTokenizer(llguidance.TokenizerWrapper(Wrapped()), eos_token=list(end_token_ids))
+    built: LLTokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(Wrapped()), eos_token=list(end_token_ids))
+    return built
 
 
 class Constraint:
@@ -288,7 +166,7 @@ class Constraint:
 
         ``remaining`` counts this token and not the end token. An end token is the answer where nothing else fits.
         """
-        plan = self._plan_after(token_id, max(remaining - 1, 0))
+        plan = self._plan_after(token_id, remaining - 1) if remaining > 0 else None
         if plan is None:
             return self._plan[0] if self._plan else self._compiler.end_token_ids[0]
         self._chosen = (token_id, plan)
@@ -314,13 +192,8 @@ class Constraint:
         self._plan = plan
 
     def _mask(self) -> np.ndarray:
-        """Bit mask (vocabulary / 8, rounded up) uint8, of the closing alone where llguidance reached a limit."""
-        mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        if not self._matcher.is_error():
-            return mask
-        only = np.zeros(8 * len(mask), dtype=np.uint8)
-        only[list(self._plan[:1] or self._compiler.end_token_ids)] = 1
-        return np.packbits(only, bitorder="little")
+        """Bit mask (vocabulary / 8, rounded up) uint8; only ends where llguidance gave up, which choose sees to."""
+        return np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
 
     def _plan_after(self, token_id: int, limit: int) -> Plan | None:
         """What completes the answer after this token in at most ``limit`` tokens; None where nothing is known to."""
@@ -332,20 +205,18 @@ class Constraint:
             return None
         after = self._matcher.deep_copy()
         after.consume_token(token_id)
-        if after.is_accepting():
-            return ()
-        closer = self._compiler.closer
-        for plan in self._old_plans():
+        return () if after.is_accepting() else self._search(after, token_id, limit)
+
+    def _search(self, after: LLMatcher, token_id: int, limit: int) -> Plan | None:
+        for plan in self._old_plans(token_id):
             if len(plan) <= limit and closes(after, plan):
                 return plan
-        plan = closer.retold(after, self._plan, token_id)
-        if plan is not None and len(plan) <= limit:
-            return plan
-        return closer.find(after, limit, self._ends_of_text) if limit else None
+        return self._compiler.closer.find(after, limit, self._ends_of_text) if limit else None
 
-    def _old_plans(self) -> Iterator[Plan]:
-        """The closing known so far, which mostly still fits, as inside a string, and its ends."""
+    def _old_plans(self, token_id: int) -> Iterator[Plan]:
+        """The closing known so far, which mostly still fits, as inside a string, its ends, and what is left to say."""
         yield from (self._plan[start:] for start in range(min(len(self._plan), 32)))
+        yield from self._compiler.closer.rests(self._plan, token_id)
 
 
 BIASES = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0, -np.inf).astype(

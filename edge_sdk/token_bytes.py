@@ -25,6 +25,11 @@ class TokenBytes(msgspec.Struct, frozen=True, kw_only=True):
     drops_first_space: bool
     """Whether the space before the first word of a text is not written, as in SentencePiece's and word-level ones."""
 
+    @property
+    def says_everything(self) -> bool:
+        """Whether every byte is a token, and so every text can be written."""
+        return {token for token in self.tokens if token and len(token) == 1} == {bytes([byte]) for byte in range(256)}
+
     def join(self, ids: Ids) -> bytes:
         """The bytes of several tokens."""
         return b"".join(self.tokens[token_id] or b"" for token_id in ids)
@@ -38,7 +43,7 @@ class TokenBytes(msgspec.Struct, frozen=True, kw_only=True):
 def token_bytes(tokenizer: Tokenizer) -> TokenBytes:
     """Finds the bytes of all tokens, and proves on samples that the tokenizer's texts are made of them.
 
-    Raises ConfigError where a token's text depends on more than whether it stands first, as in WordPiece's with clean-up.
+    Raises ConfigError where a token's text depends on more than whether it stands first, as in WordPiece's clean-up.
     """
     added = tokenizer.get_added_tokens_decoder()
     specials = {token.content: token_id for token_id, token in added.items() if token.special}
@@ -51,11 +56,12 @@ def token_bytes(tokenizer: Tokenizer) -> TokenBytes:
     else:
         found = _by_decoding(tokenizer, sorted(names))
     if "ByteFallback" in decoders:
-        found |= {token_id: bytes([int(name[3:5], 16)]) for token_id, name in names.items() if _is_byte(name)}
+        in_model = {token_id: name for token_id, name in names.items() if token_id not in added}
+        found |= {token_id: bytes([int(name[3:5], 16)]) for token_id, name in in_model.items() if _is_byte(name)}
     size = max([*names, *specials.values()]) + 1
     tokens = tuple(found.get(token_id) or None for token_id in range(size))
     spaced = next((token_id for token_id, content in found.items() if content[:1] == b" " and len(content) > 1), None)
-    drops = spaced is not None and not _decode(tokenizer, [spaced]).startswith(" ")
+    drops = spaced is not None and _decode(tokenizer, [spaced]) != found[spaced].decode(errors="replace")
     table = TokenBytes(tokens=tokens, specials=specials, drops_first_space=drops)
     _prove(tokenizer, table)
     return table

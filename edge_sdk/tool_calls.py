@@ -82,7 +82,7 @@ class CallReader:
         """What was written since the last complete call: what is given back if it turns out malformed."""
         self.begun: str | None = None
         """The name of the call that is being read, once it is known."""
-        self._arguments = ""
+        self._arguments = list[str]()
 
     def read(self, text: str) -> tuple[list[Event], int]:
         """Events, and how many characters were consumed; the others are to be shown again, with more behind them."""
@@ -109,12 +109,12 @@ class CallReader:
         return CallBegun(self.index, name)
 
     def _argue(self, text: str) -> Event:
-        self._arguments += text
+        self._arguments.append(text)
         return CallArguments(self.index, text)
 
     def _complete(self) -> Event:
-        event = CallComplete(self.index, self.begun or "", self._arguments)
-        self.index, self.begun, self._arguments = self.index + 1, None, ""
+        event = CallComplete(self.index, self.begun or "", "".join(self._arguments))
+        self.index, self.begun, self._arguments = self.index + 1, None, []
         return event
 
     def _tail(self, text: str) -> int:
@@ -141,27 +141,28 @@ class JsonCallReader(CallReader):
         self._ended = False
 
     def _start_object(self) -> None:
-        self._object = ""
-        self._part = ""
-        """The key or value being read."""
+        self._object, self._part = list[str](), list[str]()
+        """The call's characters, and those of the key or value that is being read."""
         self._key: str | None = None
         self._blank = ""
         """Spaces in the arguments that are theirs only if more follows."""
-        self._waiting = ""
-        """Arguments that came before the name."""
+        self._waiting = list[str]()
+        """Arguments that are not given out yet: those of this piece, or all while the name is not known."""
 
     def _step(self, text: str, events: list[Event]) -> int:
         if self._ended:
             return self._tail(text)
-        calls = self.index
-        for position, char in enumerate(text):
+        calls, consumed = self.index, 0
+        for char in text:
+            consumed += 1
             if not self._in_string and self._misplaced(char):
                 self.status = "broken"
-                return position
-            self._advance(char, events)
+            else:
+                self._advance(char, events)
             if self._ended or self.status == "broken" or self.index > calls:
-                return position + 1
-        return len(text)
+                break
+        self._flush(events)
+        return consumed
 
     def _misplaced(self, char: str) -> bool:
         if self._depth == 0:
@@ -183,50 +184,50 @@ class JsonCallReader(CallReader):
         elif char in "{[":
             self._depth += 1
             if char == "{" and not inside:
-                self._base = self._depth
-                self._object = char
+                self._base, self._object = self._depth, [char]
                 return
         elif char in "}]":
             self._depth -= 1
         if not inside:
             self._ended = self._depth == 0 and char == "]"
             return
-        self._object += char
+        self._object.append(char)
         at_key_level = not was_string and self._depth - (char in "{[") + (char in "}]") == self._base
         if at_key_level and char in ":,}":
             self._end_part(char, events)
         else:
-            self._add(char, was_string or self._in_string, events)
+            self._add(char, was_string or self._in_string)
         if self._depth < self._base:
             self._end_object(events)
 
-    def _add(self, char: str, in_string: bool, events: list[Event]) -> None:
+    def _add(self, char: str, in_string: bool) -> None:
         """One more character of a key or a value."""
         if self._key != "arguments":
-            self._part += char
+            self._part.append(char)
         elif char.isspace() and not in_string:
             self._blank += char if self._part else ""
         else:
-            piece, self._blank = self._blank + char, ""
-            self._part = "arguments"  # from here on spaces count
-            if self.begun is None:
-                self._waiting += piece
-            else:
-                events.append(self._argue(piece))
+            self._part = [char]  # from here on spaces count
+            self._waiting.append(self._blank + char)
+            self._blank = ""
 
     def _end_part(self, char: str, events: list[Event]) -> None:
         if char == ":":
-            self._key = _text_of(self._part)
-        elif self._key == "name" and self.begun is None and (name := _text_of(self._part)):
+            self._key = _text_of("".join(self._part))
+        elif self._key == "name" and self.begun is None and (name := _text_of("".join(self._part))):
             events.append(self._begin(name))
-            if self._waiting:
-                events.append(self._argue(self._waiting))
         if char != ":":
             self._key = None
-        self._part = self._blank = ""
+        self._part, self._blank = [], ""
+
+    def _flush(self, events: list[Event]) -> None:
+        if self._waiting and self.begun is not None:
+            events.append(self._argue("".join(self._waiting)))
+            self._waiting = []
 
     def _end_object(self, events: list[Event]) -> None:
-        if self.begun is None or not _is_call(self._object):
+        self._flush(events)
+        if self.begun is None or not _is_call("".join(self._object)):
             self.status = "broken"
             return
         if not self._arguments:
@@ -287,25 +288,23 @@ class TaggedCallReader(CallReader):
         if self._types is not None:
             return self._read_value(text, self._types, events)
         blank = len(text) - len(text.lstrip())
+        consumed = self._read_tag(text[blank:], events)
+        return blank + consumed
+
+    def _read_tag(self, text: str, events: list[Event]) -> int:
         tags = (self.FUNCTION,) if self.begun is None else (self.PARAMETER, self.END_FUNCTION)
-        rest = text[blank:]
-        tag = next((tag for tag in tags if rest.startswith(tag)), None)
-        if tag is None:
-            if rest and not any(tag.startswith(rest) for tag in tags):
-                self.status = "broken"
-            return blank
+        tag = next((tag for tag in tags if text.startswith(tag)), "")
         if tag == self.END_FUNCTION:
             events += [self._argue("}" if self._arguments else "{}"), self._complete()]
             self._ended = True
-            return blank + len(tag)
-        name, found, _ = rest[len(tag) :].partition(">")
-        if "<" in name or "\n" in name or (found and not name):
-            self.status = "broken"
-            return 0
-        if not found:
-            return 0
-        self._open(tag, name, events)
-        return blank + len(tag) + len(name) + 1
+            return len(tag)
+        name, end, _ = text[len(tag) :].partition(">") if tag else ("", "", "")
+        if tag and end and name and not set(name) & {"<", "\n"}:
+            self._open(tag, name, events)
+            return len(tag) + len(name) + 1
+        could_come = any(start.startswith(text) for start in tags) if not tag else not (end or set(name) & {"<", "\n"})
+        self.status = "open" if could_come else "broken"
+        return 0
 
     def _open(self, tag: str, name: str, events: list[Event]) -> None:
         if tag == self.FUNCTION:
@@ -381,8 +380,10 @@ def converted(text: str, types: frozenset[str]) -> Any:
 def _readings(text: str) -> Iterator[Any]:
     """The text as JSON, and as Python's words for what JSON has other words for."""
     try:
-        yield json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse)
+        json.dumps(value, allow_nan=False)  # 1e999 is read as infinity
+        yield value
     except (ValueError, RecursionError):
-        words = {"true": True, "false": False, "none": None, "null": None}
+        words = {"true": True, "false": False, "none": None}
         if text.lower() in words:
             yield words[text.lower()]

@@ -8,7 +8,7 @@ from typing import Any
 
 from edge_sdk.chat_format import CALL_MARKERS, ChatFormat, Tools
 from edge_sdk.errors import ConfigError, explain
-from edge_sdk.structured import Grammar, json_rule, quoted
+from edge_sdk.grammar import Grammar, json_rule, quoted
 from edge_sdk.tool_calls import TaggedCallReader, functions, options_of, types_of
 
 
