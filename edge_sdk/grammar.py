@@ -63,7 +63,7 @@ class Grammar:
 
         The syntax is that of Rust's ``regex``, without look-around; ``\\d`` is 0 to 9.
         """
-        return cls(f"start: /{llguidance_module().regex_to_lark(pattern)}/" if pattern else 'start: ""')
+        return cls(f"start: /{llguidance_module().regex_to_lark(pattern, 'd')}/" if pattern else 'start: ""')
 
     @classmethod
     def choice(cls, options: Iterable[str]) -> Grammar:

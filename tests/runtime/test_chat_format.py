@@ -230,7 +230,18 @@ PARTS = [
     '<TOOLCALL>[{"name": "drive", "arguments": {"via": [1, {}]}}, {"name": "stop"}]</TOOLCALL>',
     "<tool_call>\n<function=drive>\n<parameter=to>\nx\n</parameter>\n<parameter=via>\n[1]\n</parameter>\n</function>\n</tool_call>",
 ]
-texts = st.one_of(st.lists(st.sampled_from(PARTS), max_size=14).map("".join), st.text(max_size=30))
+CALLS = [part for part in PARTS if len(part) > 40]
+
+
+def interrupted(call: str, position: int, part: str) -> str:
+    return f"Well, {call[: position % len(call)]}{part}{call[position % len(call) :]} yes"
+
+
+texts = st.one_of(
+    st.lists(st.sampled_from(PARTS), max_size=14).map("".join),
+    st.builds(interrupted, st.sampled_from(CALLS), st.integers(0, 200), st.sampled_from(["", *PARTS])),
+    st.text(max_size=30),
+)
 
 
 @settings(max_examples=600, deadline=None)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -187,6 +187,10 @@ def regexes() -> st.SearchStrategy[str]:
 @PATIENT
 @given(pattern=regexes(), seed=st.integers(0, 2**32))
 def test_an_answer_by_a_regex_matches_it(pattern: str, seed: int) -> None:
+    try:
+        compiler().compile(Grammar.regex(pattern))
+    except ConfigError:  # no closing found, as where nothing tells the end from the middle: (0|[^a-z])*00
+        reject()
     check_every_way(Grammar.regex(pattern), seed, partial(matches, pattern))
 
 
