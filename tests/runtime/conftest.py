@@ -59,10 +59,10 @@ def json_bundle(scan_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """The bundle with a tokenizer of letters and a template with tools: what it says is chance, but it can say JSON."""
     from tokenizers import AddedToken, Tokenizer, decoders, models
 
-    letters = {letter: 5 + index for index, letter in enumerate(LETTERS)}
-    names = ["</think>", "<s>", "</s>", "<tool_call>", "</tool_call>"]
-    vocab = {name: index for index, name in enumerate(names)} | letters
+    markers = {"</think>": 0, "<tool_call>": 3, "</tool_call>": 4}
+    vocab = {"~": 1, "</s>": 2, **markers} | {letter: 5 + index for index, letter in enumerate(LETTERS)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in names])
+    tokenizer.add_special_tokens([AddedToken("</s>", special=True)])
+    tokenizer.add_tokens([AddedToken(marker, special=False) for marker in markers])
     tokenizer.decoder = decoders.Fuse()
     return changed(scan_bundle, tmp_path_factory.mktemp("json") / "bundle", HERMES, tokenizer.to_str())

@@ -102,7 +102,10 @@ def test_the_template_is_told_of_tools_and_variables(server: Server) -> None:
     [
         ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "response_format"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "off"}}}, "off"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "?"}}}}, "grammar"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "?"}}}},
+            "grammar",
+        ),
         ({"response_format": {"type": "json_object"}, "max_tokens": 1}, "max_new_tokens"),
         ({"chat_template_kwargs": {"messages": []}}, "messages"),
     ],
