@@ -38,7 +38,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     resident_bytes: int
     peak_bytes: int
     memory_bytes_per_second: float
-    """What so many threads read from memory, measured before the rounds; of the processor's memory, not of a GPU's."""
+    """What so many threads read from memory, measured after the rounds; of the processor's memory, not of a GPU's."""
     step_bytes: float
     """Weights and states that a step reads: the weights' file, without the embedding and experts that are not chosen by
     their share of the parameters."""
@@ -58,12 +58,14 @@ def bench(
             explain("The benchmark", expected=f"at most {engine.max_length} tokens", found=prompt + answer, todo=todo)
         )
     machine, config = read_machine(), bundle.manifest.model
-    bandwidth = read_bandwidth(threads, min(512 << 20, machine.memory_free_bytes // (4 * threads)))
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, prompt))
     _round(engine, ids, WARM_UP_TOKENS)
     firsts, steps = zip(*(_round(engine, ids, answer) for _ in range(rounds)))
     all_steps = np.concatenate(steps)
     memory, step_bytes = read_memory(), weight_bytes(bundle) + config.state_bytes(1, prompt + answer // 2)
+    bandwidth = read_bandwidth(
+        threads, min(512 << 20, machine.memory_free_bytes // (4 * threads))
+    )  # last: it takes memory itself
     return Report(
         engine=engine.name,
         cpu=machine.cpu,

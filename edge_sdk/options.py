@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from edge_sdk.errors import ConfigError, explain
-from edge_sdk.structured import Grammar
+from edge_sdk.grammar import Grammar
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

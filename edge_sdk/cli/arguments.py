@@ -9,9 +9,9 @@ from typing import Any
 import edge_sdk
 from edge_sdk.backends import DEVICES
 from edge_sdk.errors import ConfigError, explain
+from edge_sdk.grammar import Grammar
 from edge_sdk.language import LanguageModel
 from edge_sdk.options import Options
-from edge_sdk.structured import Grammar
 
 Commands = Any
 """What argparse's ``add_subparsers`` returns, whose class is private."""

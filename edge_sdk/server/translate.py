@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from edge_sdk.errors import explain
+from edge_sdk.grammar import Grammar
 from edge_sdk.language import LanguageModel
 from edge_sdk.options import Options
 from edge_sdk.server.errors import RequestError
@@ -21,7 +22,6 @@ from edge_sdk.server.requests import (
     TextRequest,
     ToolCall,
 )
-from edge_sdk.structured import Grammar
 from edge_sdk.tool_grammar import call_grammar
 
 DEFAULT_TEXT_TOKENS = 16

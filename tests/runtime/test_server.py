@@ -1,4 +1,4 @@
-"""``edge-sdk serve`` as OpenAI's own client sees it: answers, streams, limits, disconnects, and whatever may be sent."""
+"""`edge-sdk serve` as OpenAI's own client sees it: answers, streams, and whatever else may be sent."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 from jsonschema import validate
 
 import edge_sdk
-from edge_sdk.structured import Grammar
+from edge_sdk.grammar import Grammar
 from servers import Server, serving
 
 SCHEMA = {
