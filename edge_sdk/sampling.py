@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 LIKELIEST_FIRST = 1024
 """Tokens that are looked at for top_p before all of a large vocabulary are sorted."""
 
+COLDEST = 1e-5
+"""Below this temperature the draw is the likeliest token, and a division by it would overflow."""
+
 
 class Choice(msgspec.Struct, frozen=True):
     """A chosen token and, where they were asked for, log-probabilities by the model's own logits."""
@@ -57,7 +60,7 @@ class Sampler:
         adjusted = self._adjusted(logits)
         if allowed is not None:
             adjusted = np.where(allowed, adjusted, -np.inf)
-        if self.options.temperature == 0:
+        if self.options.temperature < COLDEST:
             token = int(adjusted.argmax())
         else:
             ids, probabilities = distribution(adjusted, self.options)
@@ -98,7 +101,7 @@ class Sampler:
             return Choice(token)
         logprobs = logits - logits.max()
         logprobs -= np.log(np.exp(logprobs).sum())
-        best = _largest(logprobs, count)
+        best = _largest(logprobs, count) if count else ()
         return Choice(token, float(logprobs[token]), tuple((int(index), float(logprobs[index])) for index in best))
 
 

@@ -76,6 +76,8 @@ def test_logprobs_are_the_models(server: Server, model: LanguageModel) -> None:
         assert [entry.token for entry in entries] == ["I_JUMP", "I_JUMP"]
         assert [len(entry.top_logprobs) for entry in entries] == [2, 2]
         assert bytes(entries[0].bytes) == b"I_JUMP"
+    alone = ask(server, "jump twice", logprobs=True, temperature=1e-300).choices[0].logprobs.content
+    assert [(entry.token, entry.top_logprobs) for entry in alone] == [("I_JUMP", []), ("I_JUMP", [])]
 
 
 def test_several_answers_are_those_of_the_next_seeds(server: Server, model: LanguageModel) -> None:
