@@ -30,6 +30,8 @@ ROOMS = {"edge_sdk": ".", "edge_plugins": "plugins", "edge_export": "export"}
 ENGINE = ["onnx>=1.19", "rich>=13.7", "typer>=0.15"]
 TENSORRT_RTX = "tensorrt-rtx-cu13==1.7.1.116"
 
+SERVER = ["prometheus-client>=0.20", "starlette>=0.40", "uvicorn>=0.30"]
+
 EXTRAS = {
     # One engine is enough on a robot.
     "cpu": ["onnxruntime>=1.23.2"],
@@ -44,6 +46,8 @@ EXTRAS = {
     ],
     # Answers that follow a JSON schema, a regular expression or a grammar.
     "structured": ["llguidance>=1.9,<2"],
+    # `edge-sdk serve`.
+    "server": SERVER,
     # Gigabytes, for workstations.
     "tensorrt": ["tensorrt>=10.3", "cuda-bindings>=12.8", *ENGINE],
     "tensorrt-rtx": [TENSORRT_RTX, "cuda-bindings>=13", *ENGINE],
@@ -70,6 +74,7 @@ EXTRAS = {
         "llguidance>=1.9,<2",
         "ml-dtypes>=0.5",
         "ninja>=1.11",
+        "openai>=1.60",
         "pyarrow>=15",
         "pybind11>=2.12",
         "pytest>=8.0",
@@ -77,12 +82,12 @@ EXTRAS = {
         "tensorboard>=2.16",
         f"{TENSORRT_RTX}; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "transformers>=5.20",
+        *SERVER,
     ],
     "dev": ["mypy>=1.15", "pre-commit>=4.0", "ruff>=0.11"],
     # Named for what is to come, so that installation commands stay the same.
     "serial": ["pyserial>=3.5"],
     "vision": ["opencv-python>=4.8"],
-    "server": [],
     "control": [],
 }
 

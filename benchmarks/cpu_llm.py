@@ -29,8 +29,9 @@ import numpy as np
 
 from edge_sdk.bundle import GRAPH
 from edge_sdk.errors import ConfigError, EdgeError, explain
+from edge_sdk.machine import read_bandwidth
 from llm_contenders import DECODE, PREFILL, Contender, LlamaBench, Sample, Task, Worker
-from machine import Reader, busy, processor, read_bandwidth
+from machine import Reader, busy, processor
 
 COUNTERPARTS = {"int4": "Q4_0", "int8": "Q8_0", "bfloat16": "F16"}
 """llama.cpp's format that each of ours is compared with, where decode reads the weights."""

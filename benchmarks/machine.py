@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import platform
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
-
-BUFFER_BYTES = 512 << 20
-"""What each thread reads: many times the size of any cache."""
 
 READER_PRODUCTS, READER_WIDTH = 40, 1024
 """A reader's products, and the width of their matrices: 160 MiB in float32, about what a decode step reads."""
@@ -39,23 +35,6 @@ def busy(seconds: float) -> float:
     time.sleep(seconds)
     used, idle = (after - before for after, before in zip(ticks(), (used, idle)))
     return used / max(1, used + idle)
-
-
-def read_bandwidth(threads: int) -> float:
-    """Bytes per second that so many threads read from memory: each finds a buffer's largest value; best of 5."""
-    # of numpy's reductions the fastest here: or over int64, max over float32 and over bytes reach half to four fifths;
-    # np.full and not np.zeros, whose pages would all be the one page of zeros
-    buffers = [np.full(BUFFER_BYTES // 4, 1, dtype=np.int32) for _ in range(threads)]
-    seconds = []
-    for _ in range(5):
-        readers = [threading.Thread(target=np.maximum.reduce, args=(buffer,)) for buffer in buffers]
-        started = time.perf_counter()
-        for reader in readers:
-            reader.start()
-        for reader in readers:
-            reader.join()
-        seconds.append(time.perf_counter() - started)
-    return threads * BUFFER_BYTES / min(seconds)
 
 
 class Reader:

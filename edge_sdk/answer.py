@@ -18,6 +18,8 @@ from edge_sdk.text import TextStream
 
 if TYPE_CHECKING:
     from edge_sdk.session import Session
+    from edge_sdk.structured import Constraint
+    from edge_sdk.text import TextStream
 
 FinishReason = Literal["stop", "length", "deadline", "cancelled"]
 
@@ -55,7 +57,7 @@ class Stream(Iterator[Token], AsyncIterator[Token]):
     """The tokens of one answer, made one by one as they are asked for, in ``for`` and in ``async for``."""
 
     def __init__(self, session: Session, options: Options, started: float) -> None:
-        """``started``: when the answer was asked for, as time.monotonic() gave it."""
+        """``started``: when the answer was asked for, as time.monotonic() gave it. Raises ConfigError."""
         self.options = options
         self.finish_reason: FinishReason | None = None
         """Why the answer ended; None while it has not."""
@@ -66,6 +68,9 @@ class Stream(Iterator[Token], AsyncIterator[Token]):
         self._times_s: list[float] = []
         self.tokens: list[Token] = []
         """Those that were asked for so far."""
+        self._sampler = Sampler(options, session.everything, session.model.config.vocab_size)
+        self._room = min(options.max_new_tokens, session.max_context - len(session.everything))
+        self._constraint = self._begin_grammar()
         self._made = self._make()
 
     def cancel(self) -> None:
@@ -138,29 +143,48 @@ class Stream(Iterator[Token], AsyncIterator[Token]):
     def _choose(self) -> Iterator[tuple[Choice, str]]:
         """Chosen tokens and their texts, until the model, a limit or somebody ends the answer."""
         session, decoder = self._session, self._session.model.codec.stream()
-        sampler = Sampler(self.options, session.everything, session.model.config.vocab_size)
-        room = min(self.options.max_new_tokens, session.max_context - len(session.everything))
         session.begin_answer()
         with session.model.steps.place(session.priority, self._interruption):
-            yield from self._choose_in_place(sampler, decoder, room)
+            yield from self._choose_in_place(decoder)
 
-    def _choose_in_place(self, sampler: Sampler, decoder: TextStream, room: int) -> Iterator[tuple[Choice, str]]:
+    def _choose_in_place(self, decoder: TextStream) -> Iterator[tuple[Choice, str]]:
         session, ends = self._session, self._session.model.config.eos_token_ids
-        for _ in range(room):
-            choice = session.next_choice(sampler, self._interruption)
+        sampler, constraint = self._sampler, self._constraint
+        for left in range(self._room, 0, -1):
+            choice = session.next_choice(sampler, self._interruption, constraint, left)
             if choice is None:
                 self.finish_reason = self._interruption()
+                for token_id in constraint.closing() if constraint else ():
+                    yield self._say(Choice(token_id), decoder)
                 return
             if choice.token_id in ends:
                 self.finish_reason = "stop"
                 return
-            self._times_s.append(time.monotonic())
-            self._cached_tokens = session.cached_tokens
             sampler.note(choice.token_id)
-            text = decoder.step(choice.token_id)
-            session.add_answered(choice.token_id, text)
-            yield choice, text
+            yield self._say(choice, decoder)
+            if constraint is not None and constraint.finished:
+                self.finish_reason = "stop"
+                return
         self.finish_reason = "length"
+
+    def _begin_grammar(self) -> Constraint | None:
+        """What the grammar asks for, behind the reasoning if the prompt has opened that. Raises ConfigError."""
+        grammar, model = self.options.grammar, self._session.model
+        if grammar is None:
+            return None
+        if not grammar.end_of_reasoning and model.codec.format.reasons_first(self._session.text):
+            grammar = grammar.after_reasoning()
+        constraint = model.grammars.compile(grammar)
+        constraint.check_budget(self._room)
+        return constraint
+
+    def _say(self, choice: Choice, decoder: TextStream) -> tuple[Choice, str]:
+        """Adds a token to the conversation."""
+        self._times_s.append(time.monotonic())
+        self._cached_tokens = self._session.cached_tokens
+        text = decoder.step(choice.token_id)
+        self._session.add_answered(choice.token_id, text)
+        return choice, text
 
 
 def _with_text(tokens: list[Token], text: str) -> Iterator[Token]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from edge_sdk.prefix_cache import DiskStore, PrefixCache
 from edge_sdk.scheduler import Direct, Scheduler
 from edge_sdk.session import Prompt, Session
 from edge_sdk.state_file import read_state, write_state
+from edge_sdk.structured import GrammarCompiler
 from edge_sdk.text import TextCodec
 
 PREFIX_CACHE_BYTES = 256 << 20
@@ -44,17 +46,26 @@ class LanguageModel:
         self.config: ModelConfig = bundle.manifest.model
         self.codec = TextCodec(bundle.path)
 
-    def session(self, max_context: int | None = None, *, priority: int = 0) -> Session:
+    def session(
+        self, max_context: int | None = None, template: Mapping[str, Any] | None = None, *, priority: int = 0
+    ) -> Session:
         """A new conversation of at most ``max_context`` tokens, or as many as the model takes.
+
+        ``template``: what the chat template is given besides the messages, such as ``tools`` and ``enable_thinking``.
 
         Of sessions that want a step at the same time the ones with the highest ``priority`` get it.
         """
-        return Session(self, max_context, priority)
+        return Session(self, max_context, template, priority)
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """Makes grammars into constraints. Raises ConfigError where the tokenizer or the installation has none."""
+        return GrammarCompiler(self.codec.tokenizer, self.config.eos_token_ids)
 
     def restore(self, path: str | Path, max_context: int | None = None, *, priority: int = 0) -> Session:
         """The session that :meth:`Session.save` wrote. Raises StateError for a damaged file or another model's."""
         header, token_ids, snapshot = read_state(Path(path), self.bundle.model_id, self.config)
-        session = Session(self, max_context, priority)
+        session = Session(self, max_context, priority=priority)
         session.resume(token_ids, self.steps.load_states(snapshot), header.conversation)
         return session
 
@@ -75,9 +86,8 @@ class LanguageModel:
             session.prepare(prompt)
             answers = []
             for index in range(count):
-                seed = None if chosen.seed is None else chosen.seed + index
                 with session.fork() as fork:
-                    answers.append(fork.generate(None, chosen.but(seed=seed)))
+                    answers.append(fork.generate(None, chosen.numbered(index)))
             return answers
 
     def generate_batch(self, prompts: Sequence[Prompt], max_new_tokens: int = 256) -> list[str]:
@@ -139,6 +149,7 @@ def load(
     prefix_cache_folder: str | Path | None = None,
     slots: int = 1,
     waiting: int = 16,
+    profile: str | Path | None = None,
 ) -> LanguageModel:
     """Opens and checks a bundle and prepares an engine for it.
 
@@ -147,10 +158,11 @@ def load(
     ``prefix_cache_folder``: where they outlast the process, up to eight times as many bytes.
     ``slots``: answers that may be made at the same time, step by step together; with 1, sessions take turns by step
     and none waits for a place. ``waiting``: how many more may wait for a slot before BusyError is raised.
+    ``profile``: how the name of a trace begins, for :mod:`edge_sdk.profile`; ``engine.end_profile()`` completes it.
     Raises BundleError for a damaged bundle and BackendError where no engine can run it.
     """
     bundle = Bundle.open(path, verify_hashes=verify_hashes)
-    engine = choose_engine(bundle, device=device, threads=threads)
+    engine = choose_engine(bundle, device=device, threads=threads, profile=None if profile is None else Path(profile))
     prefixes = None
     if prefix_cache_bytes:
         disk = (

@@ -6,9 +6,15 @@ import ctypes
 import os
 import platform
 import re
+import threading
+import time
 from pathlib import Path
 
 import msgspec
+import numpy as np
+
+BUFFER_BYTES = 512 << 20
+"""What each thread reads: many times the size of any cache."""
 
 DRIVER = "libcuda.so.1"
 
@@ -83,6 +89,23 @@ def read_gpus(root: Path = Path("/")) -> tuple[tuple[Gpu, ...], str]:
     if count.value == 0:
         return (), "the CUDA driver finds none"
     return tuple(_gpu(cuda, index) for index in range(count.value)), ""
+
+
+def read_bandwidth(threads: int, buffer_bytes: int = BUFFER_BYTES) -> float:
+    """Bytes per second that so many threads read from memory: each finds a buffer's largest value; best of 5."""
+    # of numpy's reductions the fastest here: or over int64, max over float32 and over bytes reach half to four fifths;
+    # np.full and not np.zeros, whose pages would all be the one page of zeros
+    buffers = [np.full(buffer_bytes // 4, 1, dtype=np.int32) for _ in range(threads)]
+    seconds = []
+    for _ in range(5):
+        readers = [threading.Thread(target=np.maximum.reduce, args=(buffer,)) for buffer in buffers]
+        started = time.perf_counter()
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        seconds.append(time.perf_counter() - started)
+    return threads * buffer_bytes / min(seconds)
 
 
 def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:

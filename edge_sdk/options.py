@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from edge_sdk.errors import ConfigError, explain
+from edge_sdk.grammar import Grammar
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -18,6 +19,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """From the call on; what was made by then is the answer."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer; they are not part of it."""
+    grammar: Grammar | None = None
+    """What the answer must look like; complete within max_new_tokens, and where a deadline or a cancel ends it."""
 
     temperature: float = 0.0
     """0 takes the likeliest token; 1 draws from the model's distribution, less sharpens it, more flattens it."""
@@ -73,6 +76,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ConfigError(
                 explain("The options", expected="known ones", found=error, todo="See edge_sdk.Options.")
             ) from None
+
+    def numbered(self, index: int) -> Options:
+        """Those of one of several answers to a prompt: with a seed, each has the next one."""
+        return self if self.seed is None else self.but(seed=self.seed + index)
 
 
 def _wrong(name: str, expected: str, found: object) -> ConfigError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -11,8 +12,14 @@ import numpy as np
 from edge_sdk.errors import ConfigError, explain
 from edge_sdk.options import Options
 
+if TYPE_CHECKING:
+    from edge_sdk.structured import Constraint
+
 LIKELIEST_FIRST = 1024
 """Tokens that are looked at for top_p before all of a large vocabulary are sorted."""
+
+COLDEST = 1e-5
+"""Below this temperature the draw is the likeliest token, and a division by it would overflow."""
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -53,12 +60,22 @@ class Sampler:
         adjusted = self._adjusted(logits)
         if allowed is not None:
             adjusted = np.where(allowed, adjusted, -np.inf)
-        if self.options.temperature == 0:
+        if self.options.temperature < COLDEST:
             token = int(adjusted.argmax())
         else:
             ids, probabilities = distribution(adjusted, self.options)
             token = int(ids[draw(probabilities, self._random.random())])
         return self._with_logprobs(token, logits)
+
+    def choose_constrained(self, logits: np.ndarray, constraint: Constraint, room: int) -> Choice:
+        """The next token from logits (vocab) float32 of an answer that is complete within ``room`` tokens."""
+        known = constraint.allowed()[: len(logits)]
+        allowed = np.zeros(len(logits), dtype=np.bool_)
+        allowed[: len(known)] = known
+        choice = self.choose(logits, allowed)
+        token = constraint.choose(choice.token_id, room)
+        constraint.accept(token)
+        return choice if token == choice.token_id else self._with_logprobs(token, logits)
 
     def note(self, token_id: int) -> None:
         """Counts a token of the answer, for the penalties."""
@@ -84,7 +101,7 @@ class Sampler:
             return Choice(token)
         logprobs = logits - logits.max()
         logprobs -= np.log(np.exp(logprobs).sum())
-        best = _largest(logprobs, count)
+        best = _largest(logprobs, count) if count else ()
         return Choice(token, float(logprobs[token]), tuple((int(index), float(logprobs[index])) for index in best))
 
 

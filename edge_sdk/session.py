@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from edge_sdk.text import Message
 
 if TYPE_CHECKING:
     from edge_sdk.language import LanguageModel
+    from edge_sdk.structured import Constraint
 
 Prompt = str | bytes | Sequence[Message]
 Interrupted = Callable[[], object]
@@ -34,8 +35,16 @@ class Session:
     conversation is read anew. A session is used by one thread at a time; :meth:`Stream.cancel` may come from any.
     """
 
-    def __init__(self, model: LanguageModel, max_context: int | None = None, priority: int = 0) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        max_context: int | None = None,
+        template: Mapping[str, Any] | None = None,
+        priority: int = 0,
+    ) -> None:
         self.model, self.priority = model, priority
+        self.template = dict(template or {})
+        """What the chat template is given besides the messages."""
         self.max_context = min(max_context or model.engine.max_length, model.engine.max_length)
         """Longest conversation, in tokens."""
         self.messages: list[Message] = []
@@ -88,6 +97,11 @@ class Session:
 
         Raises PromptError where the context has no room for it.
         """
+        self.append(text)
+        self._feed("none", lambda: False, keep=1)  # the last one's logits are what an answer begins with
+
+    def append(self, text: str | Sequence[int]) -> None:
+        """As :meth:`read`, but what was added is not read before an answer begins. Raises PromptError."""
         self._check_open()
         ids = self.model.codec.encode(text) if isinstance(text, str) else list(text)
         self._check_room(len(self.everything) + len(ids))
@@ -95,7 +109,6 @@ class Session:
         self._text += text if isinstance(text, str) else self.model.codec.decode(ids)
         self._preamble, self.messages = self._text, []
         self._pending += ids
-        self._feed("none", lambda: False, keep=1)  # the last one's logits are what an answer begins with
 
     def stream(self, prompt: Prompt | None = None, options: Options | None = None, **changes: Any) -> Stream:
         """Adds a prompt to the conversation and answers it: a stream of tokens, which runs as it is iterated over.
@@ -121,19 +134,20 @@ class Session:
         self._add(prompt)
         return self._pending
 
-    def prepare(self, prompt: Prompt) -> None:
+    def prepare(self, prompt: Prompt | None = None, interrupted: Interrupted = lambda: False) -> None:
         """Adds a prompt to the conversation and reads it, so that an answer, ``stream()``, can begin at once.
 
-        Raises as :meth:`stream`.
+        ``interrupted`` is asked before each step; what it leaves is read when an answer begins. Raises as
+        :meth:`stream`.
         """
         self._check_open()
         self._add(prompt)
-        self._feed("none", lambda: False, keep=1)
+        self._feed("none", interrupted, keep=1)
 
     def fork(self) -> Session:
         """Another session that goes on from here."""
         self._check_open()
-        other = Session(self.model, self.max_context, self.priority)
+        other = Session(self.model, self.max_context, self.template, self.priority)
         other.resume(list(self._tokens), self._memory().copy(), self._conversation())
         return other
 
@@ -145,6 +159,11 @@ class Session:
         self._check_open()
         memory, model_id = self._memory().snapshot(), self.model.bundle.model_id
         write_state(Path(path), model_id, self._tokens, memory, self._conversation())
+
+    @property
+    def text(self) -> str:
+        """All that was read and answered, as the model sees it."""
+        return self._text
 
     @property
     def everything(self) -> list[int]:
@@ -160,8 +179,16 @@ class Session:
         """Notes that what comes is the model's; called by the stream."""
         self.messages.append({"role": "assistant", "content": ""})
 
-    def next_choice(self, sampler: Sampler, interrupted: Interrupted) -> Choice | None:
-        """Feeds what waits and chooses the token after it; None if it was interrupted. Called by the stream."""
+    def next_choice(
+        self, sampler: Sampler, interrupted: Interrupted, constraint: Constraint | None, room: int
+    ) -> Choice | None:
+        """Feeds what waits and chooses the token after it; None if it was interrupted. Called by the stream.
+
+        ``room``: how many tokens the answer may still have, within which a constrained one is completed.
+        """
+        if constraint is not None:
+            logits = self._feed("logits", interrupted)
+            return None if logits is None else sampler.choose_constrained(logits, constraint, room)
         if sampler.takes_the_likeliest:
             token = self._feed("token", interrupted)
             return None if token is None else Choice(int(token))
@@ -237,13 +264,14 @@ class Session:
             "pending": list(self._pending),
             "text": self._text,
             "preamble": self._preamble,
+            "template": self.template,
         }
 
     def resume(self, token_ids: list[int], states: States, conversation: dict[str, Any]) -> None:
         """Goes on from what another session said and read."""
         self._tokens, self._states, self.messages = token_ids, states, conversation["messages"]
         self._pending, self._text = conversation["pending"], conversation["text"]
-        self._preamble = conversation["preamble"]
+        self._preamble, self.template = conversation["preamble"], conversation["template"]
 
     def _add(self, prompt: Prompt | None) -> None:
         """Puts a prompt's tokens among those that are to be fed. Raises PromptError, and changes nothing then."""
@@ -257,7 +285,7 @@ class Session:
             return
         codec = self.model.codec
         messages = [*self.messages, *codec.messages(prompt)]
-        text = self._preamble + codec.render(messages)
+        text = self._preamble + codec.render(messages, self.template)
         said = self.everything
         new = self._continuation(text, said)
         if new is None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, NoReturn, TypedDict
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from edge_sdk.chat_format import ChatFormat
 from edge_sdk.errors import BundleError, PromptError, explain
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -22,6 +25,9 @@ class Message(TypedDict):
 
     role: str
     content: str
+
+
+NO_VARIABLES: Mapping[str, Any] = {}
 
 
 def check_prompt(prompt: object) -> str:
@@ -56,7 +62,8 @@ class TextCodec:
         try:
             self.tokenizer = Tokenizer.from_str((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
             source = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
-            self._template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
+            self._template = _environment().from_string(source)
+            self.format = ChatFormat.of_template(source)
         except Exception as error:  # tokenizers raises plain Exception
             raise BundleError(
                 explain(
@@ -66,15 +73,27 @@ class TextCodec:
                     todo="Export the checkpoint again.",
                 )
             ) from error
+        added = self.tokenizer.get_added_tokens_decoder()
+        self._markers = {
+            token_id: token.content
+            for token_id, token in added.items()
+            if token.special and token.content in self.format.markers
+        }
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The conversation as the model reads it, up to where its answer begins."""
+    def render(self, messages: Sequence[Mapping[str, object]], variables: Mapping[str, Any] = NO_VARIABLES) -> str:
+        """The conversation as the model reads it, up to where its answer begins.
+
+        ``variables``: what else the template may ask for, such as ``tools`` and ``enable_thinking``. Raises PromptError
+        where the template refuses them or their text is not Unicode.
+        """
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True)
-        except TemplateError as error:
+            text = self._template.render(**{"tools": None, **variables}, messages=messages, add_generation_prompt=True)
+            text.encode()
+        except Exception as error:  # a template is a program: what it cannot do with the messages raises anything
             raise PromptError(
                 explain("The chat template", expected="to accept the messages", found=error, todo="Check their roles.")
-            ) from None
+            ) from error
+        return text
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, special tokens as they are written in it."""
@@ -94,18 +113,45 @@ class TextCodec:
         """The text of token ids, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def token_text(self, token_id: int) -> str:
+        """How a token is shown by itself; a special one by its name, part of a character as U+FFFD."""
+        return str(self.tokenizer.decode([token_id], skip_special_tokens=False))
+
     def stream(self) -> TextStream:
         """A decoder for tokens that come one by one."""
-        return TextStream(self.tokenizer)
+        return TextStream(self.tokenizer, self._markers)
 
 
 class TextStream:
-    """Decodes tokens one by one: the pieces put together are the text, and no piece splits a character."""
+    """Decodes tokens one by one: the pieces put together are the text, and no piece splits a character.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    Special tokens are left out but for ``markers`` (text by id), of reasoning and tool calls.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, markers: Mapping[int, str]) -> None:
+        self._tokenizer, self._markers = tokenizer, markers
         self._stream = DecodeStream(skip_special_tokens=True)
 
     def step(self, token_id: int) -> str:
         """The text that this token adds; empty while a character is incomplete."""
+        if token_id in self._markers:
+            return self._markers[token_id]
         return self._stream.step(self._tokenizer, token_id) or ""
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """What chat templates expect of Jinja, as transformers gives it to them."""
+
+    def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+    def raise_exception(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = to_json  # jinja2's own escapes what HTML does
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment

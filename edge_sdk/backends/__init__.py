@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -104,6 +105,10 @@ class Engine:
         """
         raise NotImplementedError
 
+    def end_profile(self) -> None:
+        """Completes the trace that was asked for when the engine was chosen."""
+        raise NotImplementedError
+
     def next_tokens(self, input_ids: np.ndarray, states: States) -> np.ndarray:
         """Feeds tokens as :meth:`step` does and returns the likeliest next one of each row, (batch) int64."""
         tokens: np.ndarray = self.step(input_ids, states)[:, -1].argmax(-1)
@@ -128,22 +133,25 @@ DEVICES = ("auto", "cpu", "cuda", "tensorrt")
 """What may be asked for."""
 
 
-def choose_engine(bundle: Bundle, *, device: str = "auto", threads: int | None = None) -> Engine:
+def choose_engine(
+    bundle: Bundle, *, device: str = "auto", threads: int | None = None, profile: Path | None = None
+) -> Engine:
     """The engine for a device.
 
     ``cpu`` and ``cuda`` are ONNX Runtime's; ``tensorrt`` is the engine that `edge-export engine` built for this GPU or,
     where the bundle has none at all, ONNX Runtime's TensorRT. ``auto`` is the first of TensorRT's engine, CUDA and CPU
-    that this machine has; what it passes over it logs. Raises BackendError when there is none.
+    that this machine has; what it passes over it logs. ``profile`` is how the name of ONNX Runtime's trace begins.
+    Raises BackendError when there is none.
     """
     if device not in DEVICES:
         raise BackendError(explain("device", expected=" or ".join(DEVICES), found=device, todo="Choose one of these."))
     kinds = engine_kinds(bundle, device)
     for kind in kinds[:-1]:
         try:
-            return _make(kind, bundle, threads)
+            return _make(kind, bundle, threads, profile)
         except BackendError as error:
             log.warning("%s is passed over: %s", kind, error)
-    return _make(kinds[-1], bundle, threads)
+    return _make(kinds[-1], bundle, threads, profile)
 
 
 def engine_kinds(bundle: Bundle, device: str) -> list[str]:
@@ -166,11 +174,14 @@ def engine_kinds(bundle: Bundle, device: str) -> list[str]:
     return [kind for kind, possible in wanted.items() if possible]
 
 
-def _make(kind: str, bundle: Bundle, threads: int | None) -> Engine:
+def _make(kind: str, bundle: Bundle, threads: int | None, profile: Path | None) -> Engine:
     if kind == "tensorrt":
         from edge_sdk.backends.trt import TrtEngine
 
+        if profile is not None:
+            todo = "Choose another device, or profile with trtexec."
+            raise BackendError(explain("A profile", expected="ONNX Runtime", found="TensorRT's engine", todo=todo))
         return TrtEngine(bundle)
     from edge_sdk.backends.ort import OrtEngine
 
-    return OrtEngine(bundle, threads=threads, device=kind.removeprefix("ort-"))
+    return OrtEngine(bundle, threads=threads, device=kind.removeprefix("ort-"), profile=profile)

@@ -198,10 +198,13 @@ class OrtEngine(Engine):
         exact: bool = False,
         kernels: str = "auto",
         device: str = "cpu",
+        profile: Path | None = None,
     ) -> None:
         """``exact`` keeps activations in float32 where quantised products would round them to int8.
 
         ``device``: ``cpu``, ``cuda`` or ``tensorrt``; only the first has native kernels.
+
+        ``profile``: how the name of ONNX Runtime's trace begins, which :meth:`end_profile` completes.
 
         ``kernels``: ``auto`` takes the native kernels where they are installed, ``none`` the function bodies, any
         other word is the instruction set that the kernels must use. Raises BackendError when onnxruntime is not
@@ -222,6 +225,8 @@ class OrtEngine(Engine):
         self._options = options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if exact else "4")
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
         if threads is not None:
             options.intra_op_num_threads = threads
         self.native = device == "cpu" and _add_kernels(options, bundle, exact, kernels)
@@ -243,6 +248,10 @@ class OrtEngine(Engine):
             raise BackendError(
                 explain(path, expected="a graph that loads", found=error, todo="Export it again.")
             ) from error
+
+    def end_profile(self) -> None:
+        """See :meth:`edge_sdk.backends.Engine.end_profile`."""
+        self.session.end_profiling()
 
     def empty_states(self, batch: int) -> OrtStates:
         """Zeros. Kernels write the new states over the old ones; a function body may not write what it reads."""

@@ -46,6 +46,58 @@ def test_run_as_json(scan_bundle: Path) -> None:
     assert answer["tokens_per_second"] > 0
 
 
+def test_run_samples_and_stops_as_told(scan_bundle: Path) -> None:
+    arguments = (
+        "run",
+        scan_bundle,
+        "walk around left twice",
+        "--temperature",
+        30,
+        "--top-k",
+        3,
+        "--top-p",
+        0.9,
+        "--json",
+    )
+    one, same, other = (json.loads(call(*arguments, "--seed", seed).stdout)["text"] for seed in (1, 1, 2))
+    assert one == same != other
+    stopped = call("run", scan_bundle, "walk around left twice", "--stop", " I_WALK", "--min-p", 0.1)
+    assert stopped.stdout == "I_TURN_LEFT\n"
+    assert "temperature" in call("run", scan_bundle, "walk", "--temperature", -1).stderr
+
+
+def test_run_answers_in_json_of_a_schema(json_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text('{"enum": ["nose", "ear"]}')
+    result = call("run", json_bundle, "rattle", "--json-schema", tmp_path / "schema.json")
+    assert json.loads(result.stdout) in ("nose", "ear")
+    assert "expected a readable text file" in call("run", json_bundle, "rattle", "--json-schema", "nowhere").stderr
+
+
+def test_a_profile_says_which_operators_took_the_time(scan_bundle: Path) -> None:
+    result = call("run", scan_bundle, "walk around left twice", "--profile", "--threads", 1)
+    assert result.stdout == " ".join(["I_TURN_LEFT I_WALK"] * 8) + "\n"
+    lines = result.stderr.splitlines()
+    (start,) = (number for number, line in enumerate(lines) if line.startswith("operator "))
+    rows = [line.split() for line in lines[start + 1 :]]
+    assert {"Mamba2Mixer", "MoE", "CachedAttention"} <= {row[0] for row in rows}
+    shares = [float(row[3].rstrip("%")) for row in rows]
+    assert shares == sorted(shares, reverse=True)
+    assert abs(sum(shares) - 100) < 0.1 * len(rows)
+    assert {int(row[1]) % 17 for row in rows if row[0] == "Mamba2Mixer"} == {0}  # a prompt's step and 16 tokens' ones
+
+
+def test_bench_says_what_was_measured_and_its_bound(scan_bundle: Path) -> None:
+    arguments = ("bench", scan_bundle, "--prompt", 64, "--answer", 16, "--rounds", 2, "--threads", 1)
+    report = json.loads(call(*arguments, "--json").stdout)
+    assert report["step_p50_ms"] <= report["step_p99_ms"]
+    assert report["prefill_tokens_per_second"] == pytest.approx(64e3 / report["time_to_first_token_ms"])
+    assert report["bound_tokens_per_second"] == report["memory_bytes_per_second"] / report["step_bytes"]
+    assert 0 < report["step_bytes"] < (scan_bundle / "model.onnx.data").stat().st_size + (1 << 20)
+    assert 0 < report["resident_bytes"] <= report["peak_bytes"]
+    assert "decode" in call(*arguments).stdout
+    assert "at most" in call("bench", scan_bundle, "--prompt", 10**6).stderr
+
+
 def test_inspect(scan_bundle: Path) -> None:
     result = call("inspect", scan_bundle)
     assert result.returncode == 0

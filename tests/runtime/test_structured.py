@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from decimal import Decimal, InvalidOperation
 from functools import lru_cache, partial
 from typing import Any
 
@@ -86,7 +87,20 @@ def parse(text: str) -> Any:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
-    return json.loads(text, parse_constant=refuse)
+    return json.loads(text, parse_constant=refuse, parse_float=number)
+
+
+def number(text: str) -> Decimal | float:
+    """As it is written; one that is too large for Decimal is infinite."""
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return float(text)
+
+
+def validator_of(schema: Any) -> Any:
+    """Holds numbers to their limits as they are written: an answer may have more digits than a float."""
+    return jsonschema.Draft202012Validator(parse(json.dumps(schema)))
 
 
 def strings() -> st.SearchStrategy[dict[str, Any]]:
@@ -134,7 +148,7 @@ schemas = st.recursive(leaves, containers, max_leaves=6)
 @PATIENT
 @given(schema=schemas, seed=st.integers(0, 2**32))
 def test_an_answer_by_a_schema_validates(schema: dict[str, Any], seed: int) -> None:
-    validator = jsonschema.Draft202012Validator(schema)
+    validator = validator_of(schema)
     check_every_way(Grammar.json_schema(schema), seed, lambda text: validator.validate(parse(text)))
 
 
@@ -163,7 +177,7 @@ TREE = {
     ],
 )
 def test_schemas_whose_closing_must_be_searched(schema: Any) -> None:
-    validator = jsonschema.Draft202012Validator(schema)
+    validator = validator_of(schema)
     for seed in range(3):
         check_every_way(Grammar.json_schema(schema), seed, lambda text: validator.validate(parse(text)))
 

@@ -1,0 +1,38 @@
+"""``edge-sdk``: what happens on the robot, at the command line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+import edge_sdk
+from edge_sdk.cli import bench, chat, run, serve, show
+from edge_sdk.errors import EdgeError
+
+INTERRUPTED = 130
+"""Exit status after SIGINT, as shells use it."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="edge-sdk", description="Run an Edge SDK bundle on this machine.")
+    parser.add_argument("--version", action="version", version=edge_sdk.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for module in (run, chat, serve, bench, show):
+        module.add_commands(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    try:
+        return int(options.command(options))
+    except EdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED

@@ -1,0 +1,1 @@
+"""A bundle behind OpenAI's HTTP API; needs the extra ``server``."""
