@@ -32,7 +32,7 @@ ROBOT_PYTHON = ROOT / ".venvs" / "robot" / "bin" / "python"
 EDGE_SDK = ROOT / ".venvs" / "robot" / "bin" / "edge-sdk"
 ROS_PYTHON = ROOT / ".venvs" / "ros" / "bin" / "python"
 EXAMPLE = "walk around left twice"
-BUNDLES = {"teacher": ("teacher", "float32"), "student": ("student", "float32"), "student-int4": ("student", "int4")}
+BUNDLES = ("teacher", "student", "student-int4")
 
 console = Console()
 began = time.perf_counter()
@@ -63,74 +63,39 @@ def sources_digest() -> str:
 SOURCES = sources_digest()
 
 
-class Stage:
-    """A command whose result is kept in OUT and not made again while nothing it depends on changes."""
-
-    def __init__(self, name: str, command: Sequence[object], *, capture: bool = False) -> None:
-        self.name, self.command, self.capture = name, [str(part) for part in command], capture
-        self._stamp = OUT / "stages" / name
-        self._key = SOURCES + shlex.join(self.command)
-        self._process: subprocess.Popen[str] | None = None
-
-    def start(self) -> Stage:
-        """Starts the command, unless it has been run."""
-        console.print(
-            f"  $ {relative(shlex.join(map(relative, self.command)))}", style="dim", highlight=False, soft_wrap=True
-        )
-        if self._read() is None:
-            output = subprocess.PIPE if self.capture else None
-            self._process = subprocess.Popen(self.command, cwd=ROOT, stdout=output, text=True)
-        return self
-
-    def wait(self) -> str:
-        """Waits for its end and returns what it printed; a failure ends the demo."""
-        if self._process is not None:
-            output, _ = self._process.communicate()
-            if self._process.returncode != 0:
-                sys.exit(f"demo: {self.name} failed with status {self._process.returncode}")
-            self._stamp.parent.mkdir(parents=True, exist_ok=True)
-            self._stamp.write_text(json.dumps({"key": self._key, "output": output or ""}))
-        return self._read() or ""
-
-    def _read(self) -> str | None:
-        if not self._stamp.exists():
-            return None
-        kept = json.loads(self._stamp.read_text())
-        return str(kept["output"]) if kept["key"] == self._key else None
+def show_command(command: Sequence[object]) -> None:
+    """A command as one would type it."""
+    console.print(f"  $ {shlex.join(map(relative, command))}", style="dim", highlight=False, soft_wrap=True)
 
 
 def run(name: str, *command: object, capture: bool = False) -> str:
-    """One stage, start to end."""
-    return Stage(name, command, capture=capture).start().wait()
+    """Runs a command, unless it was run and nothing it depends on has changed; returns what it printed, if captured.
+
+    A failure ends the demo.
+    """
+    show_command(command)
+    stamp, key = OUT / "stages" / name, SOURCES + shlex.join(map(str, command))
+    if stamp.exists() and (kept := read_json(stamp))["key"] == key:
+        return str(kept["output"])
+    output = call(command, subprocess.PIPE if capture else None)
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(json.dumps({"key": key, "output": output}))
+    return output
 
 
-def distil() -> None:
-    """Student and baseline, side by side: each keeps one core busy."""
-    common = (TEACHER, HERE / "student.yaml", "--data", SCAN / "train.jsonl", "--test", SCAN / "test.jsonl")
-    started = [
-        Stage(name, (EXPORT, "distil", *common, "--threads", 1, "--out", RUNS / name, *flags)).start()
-        for name, flags in {"student": (), "scratch": ("--from-scratch",)}.items()
-    ]
-    for stage in started:
-        stage.wait()
-    logs = [RUNS / name / "log.csv" for name in ("student", "scratch")]
-    run("plot", EXPORT, "plot", *logs, "--out", OUT / "loss.png")
+def call(command: Sequence[object], stdout: int | None = None) -> str:
+    """Runs a command from the checkout's root; a failure ends the demo."""
+    result = subprocess.run(list(map(str, command)), cwd=ROOT, stdout=stdout, text=True, check=False)
+    if result.returncode != 0:
+        sys.exit(f"demo: {relative(command[0])} failed with status {result.returncode}")
+    return result.stdout or ""
 
 
-def export() -> None:
-    """Graphs and bundles of the teacher and of the student in two precisions."""
-    checkpoints = {"teacher": TEACHER, "student": RUNS / "student" / "model"}
-    graphs = [
-        Stage(
-            f"onnx-{name}",
-            (EXPORT, "onnx", checkpoints[model], "--weights", weights, "--out", OUT / "onnx" / name),
-        ).start()
-        for name, (model, weights) in BUNDLES.items()
-    ]
-    for stage in graphs:
-        stage.wait()
-    for name, (model, _) in BUNDLES.items():
-        run(f"bundle-{name}", EXPORT, "bundle", checkpoints[model], "--graph", OUT / "onnx" / name, "--out", OUT / name)
+def workstation() -> None:
+    """From the teacher to three bundles, by one chain of commands; it knows itself what is done."""
+    command = (EXPORT, "run", HERE / "chain.yaml")
+    show_command(command)
+    call(command)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -169,10 +134,8 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     say("SCAN: every command and its actions, from the paper's grammar")
     run("scan", WORKSTATION_PYTHON, HERE / "scan.py", SCAN)
-    say("Distil: the teacher pruned to a quarter and taught, beside the same size from scratch")
-    distil()
-    say("ONNX and bundles: one graph each for prefill and decode")
-    export()
+    say("Distil the teacher, pruned to a quarter, beside the same size from scratch; trace and pack all of them")
+    workstation()
     say("Run on the robot's environment, which has no torch")
     run("run", EDGE_SDK, "run", OUT / "student-int4", EXAMPLE)
     measured = {
@@ -193,10 +156,9 @@ def main() -> None:
         "--out",
         drive,
     )
-    console.print(f"  $ {shlex.join(map(relative, command))}", style="dim", highlight=False, soft_wrap=True)
-    if subprocess.run(list(map(str, command)), cwd=ROOT, check=False).returncode != 0:
-        sys.exit("demo: driving failed")
-    subprocess.run([WORKSTATION_PYTHON, HERE / "draw.py", drive, picture], cwd=ROOT, check=True)
+    show_command(command)
+    call(command)
+    call((WORKSTATION_PYTHON, HERE / "draw.py", drive, picture))
     show(measured, read_json(drive), picture)
     say("done")
 

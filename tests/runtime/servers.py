@@ -19,16 +19,16 @@ from openai import OpenAI
 SLOW = """
 import sys, time
 from edge_sdk.cli import main
-from edge_sdk.language import LanguageModel
+from edge_sdk.backends.ort import OrtEngine
 
-advance = LanguageModel.advance
+step = OrtEngine.step
 
 def slow(self, *arguments):
     time.sleep({step_s})
     print("a step", file=sys.stderr, flush=True)
-    return advance(self, *arguments)
+    return step(self, *arguments)
 
-LanguageModel.advance = slow
+OrtEngine.step = slow
 sys.exit(main(sys.argv[1:]))
 """
 
