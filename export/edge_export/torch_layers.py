@@ -217,7 +217,7 @@ class Router(nn.Module):
         self.e_score_correction_bias = nn.Buffer(torch.zeros(experts))
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with torch_ops.without_autocast(x):
             return F.linear(x.float(), self.weight.float())
 
 

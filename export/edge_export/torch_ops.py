@@ -7,6 +7,7 @@ its shapes and its source are written down.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,11 @@ from torch import Tensor
 
 CHUNK = 128
 """Positions that one block of the quadratic SSD form covers."""
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[None]:
+    """Keeps types as they are while training in mixed precision; a trace, which would note it, has none."""
+    return nullcontext() if torch.compiler.is_exporting() else torch.autocast(x.device.type, enabled=False)
 
 
 def mamba2_mixer(
@@ -41,7 +47,7 @@ def mamba2_mixer(
     xbc, present_conv = _causal_conv(xbc, conv_weight, conv_bias, past_conv)
     x, b, c = F.silu(xbc).float().split([inner, groups * state, groups * state], dim=-1)
     dt = F.softplus(dt.float() + dt_bias).clamp(dt_min, dt_max)
-    with torch.autocast(proj.device.type, enabled=False):  # the states stay in float32
+    with without_autocast(proj):  # the states stay in float32
         y, present_ssm = _scan(
             x.view(batch, length, groups, heads // groups, head_dim),
             dt.view(batch, length, groups, heads // groups),

@@ -112,9 +112,10 @@ void test_moe(const Kernels& kernels, Format format, Activation activation, int6
   Floats x = Floats::normal(tokens * width), logits = Floats::normal(tokens * experts), y(tokens * width, NAN);
   Floats bias = Floats::uniform(experts, -0.3f, 0.3f);
   bias[experts - 1] = -10;  // an expert that no token chooses
-  const MoeArgs args{tokens,       width,        experts,    intermediate, 2,        n_group,       (n_group + 1) / 2,
-                     n_group == 1, 1.5f,         activation, exact,        x.data(), logits.data(), bias.data(),
-                     ups.data(),   downs.data(), y.data()};
+  const Scoring scoring = activation == Activation::kSiluGated ? Scoring::kSoftmax : Scoring::kSigmoid;
+  const MoeArgs args{tokens,       width,      experts,      intermediate, 2,     n_group,  (n_group + 1) / 2,
+                     n_group == 1, scoring,    1.5f,         activation,   exact, x.data(), logits.data(),
+                     bias.data(),  ups.data(), downs.data(), y.data()};
   const std::string name =
       std::string(kernels.isa) + " moe" +
       text({static_cast<int64_t>(format), static_cast<int64_t>(activation), tokens, n_group, exact});

@@ -142,9 +142,12 @@ inline std::vector<size_t> largest(const Doubles& values, int64_t count) {
 // Weight of every expert for one token, 0 for those not chosen.
 inline Doubles routed(const MoeArgs& a, int64_t token) {
   const size_t experts = static_cast<size_t>(a.experts), size = experts / static_cast<size_t>(a.n_group);
+  const float* logits = a.router_logits + token * a.experts;
   Doubles scores(experts), choice(experts), weights(experts, 0.0), ranks;
+  double all = 0;
+  for (size_t e = 0; e < experts; ++e) all += std::exp(static_cast<double>(logits[e]));
   for (size_t e = 0; e < experts; ++e) {
-    scores[e] = sigmoid(a.router_logits[token * a.experts + static_cast<int64_t>(e)]);
+    scores[e] = a.scoring == Scoring::kSoftmax ? std::exp(static_cast<double>(logits[e])) / all : sigmoid(logits[e]);
     choice[e] = scores[e] + a.correction_bias[e];
   }
   for (size_t first = 0; first < experts; first += size) {

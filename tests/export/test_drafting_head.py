@@ -18,6 +18,7 @@ from torch import Tensor
 from edge_export.checkpoint import load_model, read_config, save_model
 from edge_export.data import Batch
 from edge_export.families import nemotron_h
+from edge_export.importance import measure
 from edge_export.pack import Storage
 from edge_export.prune import StudentShape, prune
 from edge_sdk.backends.ort_speculation import SpeculativeEngine
@@ -236,7 +237,7 @@ def test_a_student_has_no_head(caplog: pytest.LogCaptureFixture) -> None:
     teacher = make("drafting-head")
     ids = torch.from_numpy(inputs()[1])
     with caplog.at_level(logging.WARNING, logger="edge_export"):
-        student = prune(teacher, StudentShape(hidden=32), Batch(ids, ids, (0,)))
+        student = prune(teacher, StudentShape(hidden=32), measure(teacher, [Batch(ids, ids, (0,), ids.numel())]))
     assert "no drafting head" in caplog.text
     assert student.config.mtp is None
     assert student(ids).shape == (1, LENGTH, 48)

@@ -281,7 +281,7 @@ def test_a_pruned_model_that_no_config_describes_is_refused(
 ) -> None:
     model = load_model(make_checkpoint(name, "plain", tmp_path / "teacher"))
     ids = torch.randint(0, 48, (1, 10), generator=torch.Generator().manual_seed(1))
-    student = prune(model, shape, Batch(ids, ids, (0,)))
+    student = prune(model, shape, measure(model, [Batch(ids, ids, (0,), ids.numel())]))
     with pytest.raises(CheckpointError, match=what):
         save_model(student, tmp_path / "student")
     assert not (tmp_path / "student").exists()

@@ -83,7 +83,7 @@ def test_inputs_that_do_not_depend_on_each_other_are_rounded_to_nearest() -> Non
 
 def test_experts_are_solved_from_their_own_tokens_and_rounded_without_them() -> None:
     torch.manual_seed(0)
-    experts = Experts(3, 32, 32)
+    experts = Experts(3, 32, 32, gated=False)
     nn.init.normal_(experts.up_weight)
     nn.init.normal_(experts.down_weight)
     x = correlated(4 * MIN_TOKENS, 32)[None]

@@ -19,6 +19,7 @@ import llm_checkpoints
 from builds import plugin_library
 from edge_export.checkpoint import load_model
 from edge_export.data import Batch
+from edge_export.importance import measure
 from edge_export.pack import Storage, export_graph, make_bundle
 from edge_export.prune import prune
 from edge_export.recipes import DistilRecipe, read_recipe
@@ -73,7 +74,8 @@ def assert_built_with_plugins(trt: Any, bundle: Bundle, folder: Path, expected: 
 def test_the_demos_student(trt: Any, tmp_path: Path, weights: Any) -> None:
     teacher, recipe = load_model(TEACHER), read_recipe(ROVER / "student.yaml", DistilRecipe)
     ids = torch.randint(3, teacher.config.vocab_size, (8, 16), generator=torch.Generator().manual_seed(0))
-    student = prune(teacher, recipe.student, Batch(ids, ids, tuple(range(8))))
+    importance = measure(teacher, [Batch(ids, ids, tuple(range(8)), ids.numel())])
+    student = prune(teacher, recipe.student, importance)
     layers = Counter(spec.kind for spec in student.config.layers)
     expected = {"Mamba2Mixer": layers["mamba2"], "MoE": layers["moe"], "CachedAttention": layers["attention"]}
     (tmp_path / "graph").mkdir()
