@@ -128,7 +128,7 @@ size_t workspace(int64_t batch, int64_t length, int64_t heads, int64_t kv_heads,
 void bind_cached_attention(py::module_& m) {
   using py::arg;
   const auto none = py::none();
-  py::class_<CachedAttentionCall, Call>(m, "cached_attention")
+  py::class_<CachedAttentionCall, Call>(m, "cached_attention", py::module_local())
       .def(py::init<const Floats&, const Floats&, const Floats&, const Array<int64_t>&, const py::array&,
                     const py::array&, float, int64_t, const Cache&, const Cache&, bool, const std::string&>(),
            py::kw_only(), arg("query"), arg("key"), arg("value"), arg("past_length"), arg("past_key"),

@@ -84,7 +84,7 @@ py::object Mamba2MixerCall::result() const {
 
 void bind_mamba2_mixer(py::module_& m) {
   using namespace py::literals;
-  py::class_<Mamba2MixerCall, Call>(m, "mamba2_mixer")
+  py::class_<Mamba2MixerCall, Call>(m, "mamba2_mixer", py::module_local())
       .def(py::init<const Floats&, const Floats&, const Floats&, const Floats&, const Floats&, const Floats&,
                     const Floats&, const Floats&, const py::array&, int64_t, int64_t, float, float, float, bool,
                     const std::string&>(),

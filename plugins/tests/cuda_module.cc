@@ -12,7 +12,8 @@ PYBIND11_MODULE(EDGE_MODULE_NAME, m) {
 #if defined(EDGE_EMULATE_CUDA)
   m.def("set_schedule", &edge::emulated::set_schedule, "Order of threads: 0 forward, 1 backward, else a seed.");
 #endif
-  py::class_<Call>(m, "Call")
+  // Local, since tests load two such modules: for GPUs and for the model of one.
+  py::class_<Call>(m, "Call", py::module_local())
       .def(
           "start", [](Call& call, uintptr_t stream) { call.start(reinterpret_cast<edge::Stream>(stream)); },
           py::arg("stream") = 0, "Queues the kernels on a stream, given by its address, and waits for nothing.")

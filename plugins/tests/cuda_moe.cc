@@ -72,14 +72,14 @@ MoeCall::MoeCall(const Floats& x, const Floats& router_logits, const Floats& cor
 void bind_moe(py::module_& m) {
   using py::arg;
   const auto none = py::none();
-  py::class_<MoeCall, Call>(m, "moe").def(
-      py::init<const Floats&, const Floats&, const Floats&, const py::array&, const py::array&, int64_t, int64_t,
-               int64_t, bool, float, const Scales&, const Scales&, int64_t, const std::string&, const std::string&, int,
-               const std::string&>(),
-      py::kw_only(), arg("x"), arg("router_logits"), arg("correction_bias"), arg("up_weight"), arg("down_weight"),
-      arg("top_k"), arg("n_group"), arg("topk_group"), arg("norm_topk_prob"), arg("routed_scaling_factor"),
-      arg("up_scales") = none, arg("down_scales") = none, arg("block_size") = 0, arg("activation") = "relu2",
-      arg("scoring") = "sigmoid", arg("bits") = 8, arg("type") = "float32");
+  py::class_<MoeCall, Call>(m, "moe", py::module_local())
+      .def(py::init<const Floats&, const Floats&, const Floats&, const py::array&, const py::array&, int64_t, int64_t,
+                    int64_t, bool, float, const Scales&, const Scales&, int64_t, const std::string&, const std::string&,
+                    int, const std::string&>(),
+           py::kw_only(), arg("x"), arg("router_logits"), arg("correction_bias"), arg("up_weight"), arg("down_weight"),
+           arg("top_k"), arg("n_group"), arg("topk_group"), arg("norm_topk_prob"), arg("routed_scaling_factor"),
+           arg("up_scales") = none, arg("down_scales") = none, arg("block_size") = 0, arg("activation") = "relu2",
+           arg("scoring") = "sigmoid", arg("bits") = 8, arg("type") = "float32");
 }
 
 }  // namespace edge::test

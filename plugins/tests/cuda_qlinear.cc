@@ -51,7 +51,7 @@ size_t workspace(int64_t tokens, const py::array& weight, const Scales& scales, 
 void bind_qlinear(py::module_& m) {
   using py::arg;
   const auto none = py::none();
-  py::class_<QLinearCall, Call>(m, "qlinear")
+  py::class_<QLinearCall, Call>(m, "qlinear", py::module_local())
       .def(py::init<const Floats&, const py::array&, const Scales&, int64_t, int, const std::string&>(), py::kw_only(),
            arg("x"), arg("weight"), arg("scales") = none, arg("block_size") = 0, arg("bits") = 8,
            arg("type") = "float32");

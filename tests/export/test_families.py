@@ -68,7 +68,8 @@ TINY = {
             "experts": {"moe_latent_size": 32, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3},
             "weights": {"norm_topk_prob": False, "routed_scaling_factor": 2.5, "n_groups": 1},
             "biases": {"use_bias": True, "use_conv_bias": False},
-            "time-step-limit": {"time_step_limit": [0.01, 0.05]},
+            # transformers' NemotronH has time_step_min for the lower limit and no upper one
+            "time-step-limit": {"time_step_limit": [0.02, float("inf")], "time_step_min": 0.02},
         },
     ),
     "llama": Family(

@@ -91,7 +91,6 @@ def describe(config: common.Config, family: str, layers: tuple[LayerSpec, ...]) 
         norm_eps=config.get("layer_norm_epsilon", 1e-5),
         tie_embeddings=config.get("tie_word_embeddings", False),
         max_length=config.get("max_position_embeddings", 4096),
-        mtp=_mtp(config),
         **common.special_tokens(config),
     )
 
