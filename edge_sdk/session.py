@@ -104,7 +104,7 @@ class Session:
         """As :meth:`read`, but what was added is not read before an answer begins. Raises PromptError."""
         self._check_open()
         ids = self.model.codec.encode(text) if isinstance(text, str) else list(text)
-        self._check_room(len(self.everything) + len(ids))
+        self._check_room(len(self.everything) + len(ids), answer=0)
         self._end_answer()
         self._text += text if isinstance(text, str) else self.model.codec.decode(ids)
         self._preamble, self.messages = self._text, []
@@ -280,7 +280,7 @@ class Session:
                 raise PromptError(
                     explain("The prompt", expected="one", found="none, and nothing was read", todo="Say something.")
                 )
-            self._check_room(len(self.everything) + 1)
+            self._check_room(len(self.everything))
             self._end_answer()
             return
         codec = self.model.codec
@@ -290,7 +290,7 @@ class Session:
         new = self._continuation(text, said)
         if new is None:
             said, new = [], codec.encode(text)
-        self._check_room(len(said) + len(new) + 1)
+        self._check_room(len(said) + len(new))
         self._end_answer()
         if not said:
             self._forget()
@@ -309,14 +309,15 @@ class Session:
         ids = codec.encode(text)
         return ids[len(said) :] if ids[: len(said)] == said else None
 
-    def _check_room(self, positions: int) -> None:
-        if positions > self.max_context:
+    def _check_room(self, tokens: int, answer: int = 1) -> None:
+        """Whether so many tokens, and an answer of so many, fit the context."""
+        if tokens + answer > self.max_context:
             raise PromptError(
                 explain(
                     "The prompt",
-                    expected=f"at most {self.max_context} tokens with what was said and an answer of one "
+                    expected=f"with all turns at most {self.max_context - answer} tokens "
                     f"(the context holds {self.max_context})",
-                    found=f"{positions} tokens",
+                    found=f"{tokens} tokens",
                     todo="Shorten it or open a new session.",
                 )
             )

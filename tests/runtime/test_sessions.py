@@ -243,5 +243,5 @@ def test_a_shorter_context_may_be_asked_for(model: LanguageModel) -> None:
         completion = session.generate(COMMANDS[0])
         assert completion.finish_reason == "length"
         assert len(session.everything) == 12
-        with pytest.raises(PromptError, match="at most 12 tokens"):
+        with pytest.raises(PromptError, match="at most 11 tokens"):
             session.stream("jump")
