@@ -68,17 +68,32 @@ def examine(bundle: Bundle | None = None) -> Report:
         plugin_library=str(plugins or ""),
         engines=engines,
         would_run=engine_kinds(bundle, "auto") if bundle else [],
-        advice=list(_advice(machine, providers, tensorrt, has_plugins=plugins is not None, engines=engines)),
+        advice=list(
+            _advice(
+                machine,
+                providers,
+                tensorrt,
+                has_kernels=library is not None,
+                has_plugins=plugins is not None,
+                engines=engines,
+            )
+        ),
     )
 
 
 def _advice(
-    machine: Machine, providers: list[str], tensorrt: dict[str, str], *, has_plugins: bool, engines: list[str]
+    machine: Machine,
+    providers: list[str],
+    tensorrt: dict[str, str],
+    *,
+    has_kernels: bool,
+    has_plugins: bool,
+    engines: list[str],
 ) -> Iterator[str]:
     """What is missing here, each with what to do; what is not needed on this machine is not missing."""
     if not providers:
         yield "No ONNX Runtime: pip install 'edge-sdk[cpu]'"
-    if native_library() is None:
+    if not has_kernels:
         yield f"No native CPU kernels: {missing_reason()}"
     if not machine.gpus:
         if machine.jetpack or "the kernel sees" in machine.gpu_missing:

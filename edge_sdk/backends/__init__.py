@@ -160,15 +160,16 @@ def engine_kinds(bundle: Bundle, device: str) -> list[str]:
     from edge_sdk.engine_files import read_records
     from edge_sdk.machine import read_gpus
 
-    built, providers = bool(read_records(bundle)), available_providers()
-    if device == "tensorrt":
-        return ["ort-tensorrt" if not built and "TensorrtExecutionProvider" in providers else "tensorrt"]
-    if device != "auto":
+    if device in ("cpu", "cuda"):
         return [f"ort-{device}"]
-    has_gpu = bool(read_gpus()[0])
+    if device == "tensorrt":
+        in_its_place = not read_records(bundle) and "TensorrtExecutionProvider" in available_providers()
+        return ["ort-tensorrt" if in_its_place else "tensorrt"]
+    if not read_gpus()[0]:
+        return ["ort-cpu"]
     wanted = {
-        "tensorrt": has_gpu and built,
-        "ort-cuda": has_gpu and "CUDAExecutionProvider" in providers,
+        "tensorrt": bool(read_records(bundle)),
+        "ort-cuda": "CUDAExecutionProvider" in available_providers(),
         "ort-cpu": True,
     }
     return [kind for kind, possible in wanted.items() if possible]

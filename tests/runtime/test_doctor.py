@@ -106,19 +106,20 @@ def test_a_gpu_that_the_kernel_sees_and_the_process_does_not(tmp_path: Path, mon
 )
 def test_what_is_missing_comes_with_what_to_do(
     jetson: Machine,
-    monkeypatch: pytest.MonkeyPatch,
     providers: list[str],
     tensorrt: dict[str, str],
     has_plugins: bool,
     engines: list[str],
     expected: list[str],
 ) -> None:
-    monkeypatch.setattr(doctor, "native_library", lambda: Path("kernels.so"))
-    advice = list(doctor._advice(jetson, providers, tensorrt, has_plugins=has_plugins, engines=engines))
+    installed = {"has_kernels": True, "has_plugins": has_plugins}
+    advice = list(doctor._advice(jetson, providers, tensorrt, **installed, engines=engines))
     assert len(advice) == len(expected)
     assert all(text.startswith(start) for text, start in zip(advice, expected))
     no_gpu = msgspec.structs.replace(jetson, gpus=(), gpu_missing="error 999")
-    assert "error 999" in list(doctor._advice(no_gpu, providers, {}, has_plugins=False, engines=[]))[-1]
+    assert (
+        "error 999" in list(doctor._advice(no_gpu, providers, {}, has_kernels=True, has_plugins=False, engines=[]))[-1]
+    )
 
 
 def test_the_command_fits_on_a_screen_and_speaks_json(scan_bundle: Path) -> None:
