@@ -37,6 +37,14 @@ class BackendError(EdgeError):
     """No engine can run the bundle on this machine, or the engine refused it."""
 
 
+class CameraError(EdgeError):
+    """A camera, stream or video file cannot be opened or gives no frames."""
+
+
+class ImageError(PromptError):
+    """An image cannot be decoded, is too large, or is given to a model that sees none."""
+
+
 def explain(what: str, *, expected: object, found: object, todo: str) -> str:
     """One message in the house form: what was wrong, expected, found, what to do."""
     return f"{what}: expected {expected}, found {found}. {todo}"
