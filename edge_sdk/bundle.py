@@ -3,6 +3,7 @@
     manifest.json   format version, ModelConfig, inputs and outputs, provenance, sha256 and size of every file
     model.onnx      the graph; its weights in model.onnx.data
     rollback.onnx   draft.onnx: the graphs for speculative decoding, where they were exported; weights as above
+    embed.onnx      vision.onnx: of a model that sees; weights as above
     tokenizer.json  chat_template.jinja
     engines/        what a device made for itself from these files; not listed in the manifest, never copied
 

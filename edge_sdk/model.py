@@ -14,6 +14,7 @@ from typing import ClassVar, Literal, Union
 import msgspec
 
 from edge_sdk.errors import ConfigError, explain
+from edge_sdk.vision_spec import VisionSpec
 
 Dim = Union[int, str]
 """A fixed size, or the name of a dynamic one: ``batch``, ``length``, ``capacity`` of the caches, ``kept`` logits."""
@@ -314,6 +315,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The head that drafts tokens, where the model has one."""
     speculation: bool = False
     """The graph has the outputs that taking back tokens and drafting need (``edge_sdk.speculation``)."""
+    vision: VisionSpec | None = None
+    """How the model sees; then the graph takes embeddings, which stand for tokens or for parts of an image."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "vocab_size", "hidden", "max_length")
@@ -331,6 +334,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         embeddings = self.vocab_size * self.hidden * (1 if self.tie_embeddings else 2)
         norms = self.hidden * (len(self.layers) + 1)
         head = 0 if self.mtp is None else self.mtp.parameters(self.hidden)
+        head += 0 if self.vision is None else self.vision.parameters(self.hidden)
         return embeddings + norms + head + sum(spec.parameters(self.hidden) for spec in self.layers)
 
     def active_parameters(self) -> int:
@@ -341,8 +345,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Inputs of the graph: token ids, how many positions each row's caches hold, whose logits to return, states."""
+        ids = TensorSpec("input_ids", "int64", ("batch", "length"))
         return (
-            TensorSpec("input_ids", "int64", ("batch", "length")),
+            ids if self.vision is None else TensorSpec("inputs_embeds", "float32", ("batch", "length", self.hidden)),
             TensorSpec("past_length", "int64", ("batch",)),
             TensorSpec("logit_positions", "int64", ("kept",)),
             *self.past_specs(),

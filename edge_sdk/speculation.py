@@ -1,4 +1,4 @@
-"""The graphs beside model.onnx that speculative decoding needs, as they follow from the model (docs/speculation.md)."""
+"""The graphs beside model.onnx, as they follow from the model: for drafting (docs/speculation.md) and for images."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from collections.abc import Sequence
 import msgspec
 
 from edge_sdk.model import Mamba2Spec, ModelConfig, MtpSpec, TensorSpec, state_specs
+from edge_sdk.vision_spec import VisionSpec
 
 ROLLBACK = "rollback.onnx"
 """The Mamba-2 scans alone, which make the states after those drafted tokens that were right."""
 
 DRAFT = "draft.onnx"
 """The model's own head for drafting tokens (MtpSpec)."""
+
+EMBED = "embed.onnx"
+"""Tokens to the embeddings that a model which sees takes in their place."""
+
+VISION = "vision.onnx"
+"""Prepared pictures to what such a model takes in the place of their tokens (docs/vision.md)."""
 
 
 class GraphSpec(msgspec.Struct, frozen=True):
@@ -29,7 +36,17 @@ def extra_graphs(config: ModelConfig) -> dict[str, GraphSpec]:
         graphs[ROLLBACK] = rollback_spec(config)
     if config.speculation and config.mtp is not None:
         graphs[DRAFT] = draft_spec(config, config.mtp)
+    if config.vision is not None:
+        graphs |= vision_specs(config, config.vision)
     return graphs
+
+
+def vision_specs(config: ModelConfig, vision: VisionSpec) -> dict[str, GraphSpec]:
+    """The two graphs that make a model's embeddings."""
+    ids = TensorSpec("input_ids", "int64", ("batch", "length"))
+    pixels = TensorSpec("pixel_values", "float32", ("images", 3, vision.images.height, vision.images.width))
+    features = TensorSpec("image_features", "float32", ("images", vision.tokens, config.hidden))
+    return {EMBED: GraphSpec((ids,), config.inputs()[:1]), VISION: GraphSpec((pixels,), (features,))}
 
 
 def rollback_spec(config: ModelConfig) -> GraphSpec:

@@ -100,9 +100,19 @@ class Engine:
     def step(self, input_ids: np.ndarray, states: States, logits: Wanted = "last") -> np.ndarray:
         """Feeds tokens (batch, length) int64 and advances the states, which must be this engine's own.
 
+        A model that sees takes embeddings (batch, length, hidden) float32 as well, of tokens and of images' parts.
+
         Returns logits (batch, kept, vocab) float32, with kept = 1, length or 0 as wanted. The next step may
         overwrite them. Raises PromptError when the context has no room for the tokens.
         """
+        raise NotImplementedError
+
+    def embed(self, input_ids: np.ndarray) -> np.ndarray:
+        """Of a model that sees: tokens (batch, length) int64 -> embeddings (batch, length, hidden) float32."""
+        raise NotImplementedError
+
+    def image_features(self, pixel_values: np.ndarray) -> np.ndarray:
+        """Of a model that sees: prepared images (images, 3, height, width) float32 -> (images, tokens, hidden)."""
         raise NotImplementedError
 
     def end_profile(self) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from edge_plugins import missing_reason, native_library
 from edge_sdk.backends import FIRST_CAPACITY, Engine, RowStates, Snapshot, States, Wanted, capacity_for, used
 from edge_sdk.backends.ort_device import DeviceBuffers, HostBuffers, check_providers, providers_for
+from edge_sdk.backends.ort_vision import EmbeddingSessions
 from edge_sdk.bundle import ENGINES, GRAPH, WEIGHTS, Bundle
 from edge_sdk.errors import BackendError, explain
 from edge_sdk.model import TensorSpec
@@ -149,7 +150,9 @@ class _Call:
 
     def __init__(self, engine: OrtEngine, batch: int, length: int, kept: int) -> None:
         self.engine, self.shape = engine, (length, kept)
-        self.input_ids = np.empty((batch, length), dtype=np.int64)
+        fed = engine.config.inputs()[0]
+        self.fed = np.empty(fed.sized(batch=batch, length=length), dtype=fed.dtype)
+        """Tokens, or the embeddings of a model that sees."""
         self.logits = np.empty((batch, kept, engine.config.vocab_size), dtype=np.float32)
         self._positions = np.arange(length - kept, length)
         sizes = {"batch": batch, "length": length, "kept": kept}
@@ -159,9 +162,9 @@ class _Call:
         self._alive: list[Any] = []
         """The OrtValues, which keep the arrays' memory from being freed."""
 
-    def run(self, input_ids: np.ndarray, states: OrtStates) -> None:
+    def run(self, fed: np.ndarray, states: OrtStates) -> None:
         """One step of the session, from the states' current set of buffers into the next."""
-        self.input_ids[...] = input_ids
+        self.fed[...] = fed
         if states.turn not in self._bindings:
             self._bindings[states.turn] = self._bind(states)
         self.engine.session.run_with_iobinding(self._bindings[states.turn])
@@ -169,7 +172,7 @@ class _Call:
     def _bind(self, states: OrtStates) -> Any:
         config, sets, host, place = self.engine.config, states.sets, self.engine.host, self.engine.place
         read, written = sets[states.turn], sets[(states.turn + 1) % len(sets)]
-        fed = [host.share(array) for array in (self.input_ids, states.past_length, self._positions)]
+        fed = [host.share(array) for array in (self.fed, states.past_length, self._positions)]
         fed += [place.share(buffer) for buffer in read]
         made = [host.share(self.logits), *(place.share(buffer) for buffer in written)]
         made += [host.share(array) for array in self.extras.values()]
@@ -236,6 +239,7 @@ class OrtEngine(Engine):
         self.name = f"onnxruntime {onnxruntime.__version__} on {device.upper()}, {kind}"
         self.session = self.open(GRAPH)
         check_providers(device, self.session.get_providers())
+        self.embeddings = None if self.config.vision is None else EmbeddingSessions(self)
 
     def open(self, graph: str) -> Any:
         """A session over one of the bundle's graphs; all of them share their packed weights."""
@@ -248,6 +252,16 @@ class OrtEngine(Engine):
             raise BackendError(
                 explain(path, expected="a graph that loads", found=error, todo="Export it again.")
             ) from error
+
+    def embed(self, input_ids: np.ndarray) -> np.ndarray:
+        """See :meth:`edge_sdk.backends.Engine.embed`."""
+        assert self.embeddings is not None
+        return self.embeddings.embed(input_ids)
+
+    def image_features(self, pixel_values: np.ndarray) -> np.ndarray:
+        """See :meth:`edge_sdk.backends.Engine.image_features`."""
+        assert self.embeddings is not None
+        return self.embeddings.image_features(pixel_values)
 
     def end_profile(self) -> None:
         """See :meth:`edge_sdk.backends.Engine.end_profile`."""
@@ -276,7 +290,7 @@ class OrtEngine(Engine):
         states.reserve(int(states.past_length.max()) + length)
         if states.call is None or states.call.shape != (length, kept):
             states.call = _Call(self, len(states.past_length), length, kept)
-        states.call.run(input_ids, states)
+        states.call.run(input_ids if self.embeddings is None or input_ids.ndim == 3 else self.embed(input_ids), states)
         return states.call
 
 

@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edge_export.families import family_of
+from edge_export.families.llava import PREPROCESSORS, with_preprocessor
 from edge_export.prequantized import StoredTensor, quantization_config, recipes
 from edge_export.torch_model import HybridLM
+from edge_export.vision import VisionEncoder
 from edge_sdk.errors import CheckpointError, explain
 from edge_sdk.files import new_directory, sha256
 from edge_sdk.model import ModelConfig
@@ -25,6 +27,7 @@ from edge_sdk.model import ModelConfig
 log = logging.getLogger("edge_export")
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+TOKENIZER_FILES += PREPROCESSORS
 
 
 def read_raw_config(folder: Path) -> dict[str, Any]:
@@ -42,9 +45,12 @@ def read_raw_config(folder: Path) -> dict[str, Any]:
 
 def read_config(folder: Path) -> ModelConfig:
     """The ModelConfig of a checkpoint folder or of a config.json by itself."""
-    raw = read_raw_config(folder)
-    config: ModelConfig = family_of(raw).parse_config(raw)
-    return config
+    return _parse(folder, read_raw_config(folder))
+
+
+def _parse(folder: Path, raw: Mapping[str, Any]) -> ModelConfig:
+    config: ModelConfig = family_of(dict(raw)).parse_config(raw)
+    return config if config.vision is None else with_preprocessor(config, folder)
 
 
 class TensorFiles(Mapping[str, tuple[int, ...]]):
@@ -100,22 +106,34 @@ class TensorFiles(Mapping[str, tuple[int, ...]]):
         ]
 
 
+VISION_PREFIX = "vision."
+"""What stands before the names of VisionEncoder's tensors, beside those of HybridLM."""
+
+
 class Checkpoint:
     """A checkpoint folder whose tensors are those that its config describes; none is read before it is asked for.
 
     Raises CheckpointError that names every missing, misshapen or surplus tensor.
     """
 
+    vision_names: Sequence[str] = ()
+    """Those of the encoder, where the model sees."""
+
     def __init__(self, folder: Path) -> None:
         raw = read_raw_config(folder)
         family = family_of(raw)
-        self.config: ModelConfig = family.parse_config(raw)
+        self.config = _parse(folder, raw)
         self.files = TensorFiles(folder, quantization_config(folder, raw))
         self._found = {_usual_name(name, getattr(family, "OTHER_PREFIXES", {})): name for name in self.files}
         self._leave_out_missing_head(getattr(family, "MTP_PREFIX", ""))
         with torch.device("meta"):
             model = HybridLM(self.config)
+            encoder = None if self.config.vision is None else VisionEncoder(self.config.vision, self.config.hidden)
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        if encoder is not None:
+            self.vision_names = [f"{VISION_PREFIX}{name}" for name in encoder.state_dict()]
+            shapes |= dict(zip(self.vision_names, (tuple(tensor.shape) for tensor in encoder.state_dict().values())))
+            self._found = {name: file for name, file in self._found.items() if not family.is_unused(name, self.config)}
         self._maps = {item.ours: item for item in family.tensor_maps(self.config)}
         problems = self._problems(shapes)
         if problems:
@@ -148,7 +166,7 @@ class Checkpoint:
         return problems + [f"{name} is not part of the model" for name in sorted(surplus)]
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor of ``HybridLM``'s state dict, in the type that it is stored in; float32 if that is FP8 or NVFP4."""
+        """A tensor of ``HybridLM`` or of the encoder, in the type that it is stored in; float32 if FP8 or NVFP4."""
         if name == "lm_head.weight" and self.config.tie_embeddings:
             name = "embeddings.weight"
         if name not in self._maps:  # the bias of a convolution that has none

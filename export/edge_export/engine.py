@@ -67,6 +67,10 @@ def make_engine(path: Path, request: EngineRequest, *, dry_run: bool = False) ->
     plugin library, the GPU or the room on the disk is missing, or where TensorRT refuses the graph.
     """
     bundle, board = Bundle.open(path), find_board(request.board, request.backend)
+    if bundle.manifest.model.vision is not None:
+        raise BackendError(
+            explain(str(path), expected="a model of text", found="one that sees", todo="It runs on ONNX Runtime only.")
+        )
     folder = bundle.path / ENGINES
     with _room_on_disk(folder):
         folder.mkdir(exist_ok=True)

@@ -16,13 +16,13 @@ from edge_export.plan import plan_digest, read_plan
 from edge_export.quantize import Convert, as_it_is, convert, in_bfloat16, quantized
 from edge_export.rollback import rollback_graph
 from edge_export.torch_model import HybridLM
-from edge_export.trace import save_graph, trace, trace_draft
+from edge_export.trace import save_graph, trace, trace_draft, trace_embed, trace_vision
 from edge_export.weights import Progress, silent, stored_leaves, write_weights
 from edge_sdk.bundle import GRAPH, WEIGHTS, Bundle, write_bundle
-from edge_sdk.errors import CheckpointError, explain
+from edge_sdk.errors import CheckpointError, ConfigError, explain
 from edge_sdk.files import resumable_directory
 from edge_sdk.model import ModelConfig
-from edge_sdk.speculation import DRAFT, ROLLBACK, GraphSpec, extra_graphs
+from edge_sdk.speculation import DRAFT, EMBED, ROLLBACK, VISION, GraphSpec, extra_graphs
 from edge_sdk.text import TEMPLATE_FILE, TOKENIZER_FILE
 
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
@@ -91,6 +91,10 @@ def export_graph(
     """
     source = Checkpoint(checkpoint)
     config, label = source.config, storage.label
+    if storage.speculation and config.vision is not None:
+        raise ConfigError(
+            explain("speculation", expected="a model of text", found="one that sees", todo="Export it without.")
+        )
     shapes = make = storage.convert()
     if plan is not None:
         choice = read_plan(plan, checkpoint, config)
@@ -109,6 +113,8 @@ def export_graph(
         graphs = {GRAPH: trace(config, shapes, storage.describe)}
         if DRAFT in extra:
             graphs[DRAFT] = trace_draft(config, shapes, storage.describe)
+        if EMBED in extra:
+            graphs |= {EMBED: trace_embed(config, shapes, storage.describe), VISION: trace_vision(config)}
         write_weights(list(graphs.values()), stored_leaves(source, make), new / WEIGHTS, progress)
         if ROLLBACK in extra:
             graphs[ROLLBACK] = rollback_graph(graphs[GRAPH], extra[ROLLBACK])

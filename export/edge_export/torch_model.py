@@ -119,7 +119,14 @@ class HybridLM(nn.Module):
 
         Returns the logits (batch, kept, vocab) of the block's positions logit_positions (kept), and the new states.
         """
-        x, present = self._run(self.config.layers, self.layers, self.embed(input_ids), past_length, states)
+        return self.step_embedded(self.embeddings(input_ids), past_length, logit_positions, states)
+
+    def step_embedded(
+        self, inputs_embeds: Tensor, past_length: Tensor, logit_positions: Tensor, states: States
+    ) -> tuple[Tensor, States]:
+        """:meth:`step` over embeddings (batch, length, hidden) of tokens, or of what stands in the place of some."""
+        x = times(inputs_embeds, self.config.embedding_multiplier)
+        x, present = self._run(self.config.layers, self.layers, x, past_length, states)
         return self.logits(x.index_select(1, logit_positions)), present
 
     def step_with_hidden(

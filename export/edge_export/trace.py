@@ -15,15 +15,17 @@ from onnx import ModelProto, TensorProto
 from onnxscript import optimizer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from edge_export.checkpoint import VISION_PREFIX
 from edge_export.quantize import INT4_SUFFIX, Convert, convert
 from edge_export.rollback import add_projections
 from edge_export.torch_layers import States
 from edge_export.torch_model import HybridLM
+from edge_export.vision import VisionEncoder
 from edge_plugins import DOMAIN, OPERATORS, OPSET_VERSION
 from edge_plugins.operator import STANDARD_OPSET
 from edge_sdk.errors import CheckpointError, explain
 from edge_sdk.model import ModelConfig, TensorSpec
-from edge_sdk.speculation import DRAFT, GraphSpec, extra_graphs
+from edge_sdk.speculation import DRAFT, EMBED, VISION, GraphSpec, extra_graphs
 
 IR_VERSION = 10
 
@@ -36,9 +38,12 @@ class _Graph(torch.nn.Module):
         self.model = model
 
     def forward(
-        self, input_ids: torch.Tensor, past_length: torch.Tensor, logit_positions: torch.Tensor, states: States
+        self, fed: torch.Tensor, past_length: torch.Tensor, logit_positions: torch.Tensor, states: States
     ) -> tuple[torch.Tensor, ...]:
-        inputs = (input_ids, past_length, logit_positions, states)
+        inputs = (fed, past_length, logit_positions, states)
+        if self.model.config.vision is not None:
+            logits, present = self.model.step_embedded(*inputs)
+            return (logits, *present)
         if self.model.config.speculation and self.model.config.mtp is not None:
             logits, hidden, present = self.model.step_with_hidden(*inputs)
             return (logits, *present, hidden)
@@ -65,6 +70,29 @@ class _DraftGraph(torch.nn.Module):
         return (logits, hidden, *present)
 
 
+class _EmbedGraph(torch.nn.Module):
+    """The model's embeddings alone."""
+
+    def __init__(self, model: HybridLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.model.embeddings(input_ids)
+
+
+class _VisionGraph(torch.nn.Module):
+    """An encoder, its tensors named as in the checkpoint."""
+
+    def __init__(self, encoder: VisionEncoder) -> None:
+        super().__init__()
+        self.model = torch.nn.ModuleDict({VISION_PREFIX.rstrip("."): encoder})
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        (encoder,) = self.model.values()
+        return encoder(pixel_values)
+
+
 Describe = Callable[[ModelConfig], ModelConfig]
 """From a checkpoint's model to the stored one."""
 
@@ -88,6 +116,18 @@ def trace_draft(config: ModelConfig, make: Convert, describe: Describe) -> onnx_
     return _traced(config, make, describe, _DraftGraph, extra_graphs(describe(config))[DRAFT])
 
 
+def trace_embed(config: ModelConfig, make: Convert, describe: Describe) -> onnx_ir.Model:
+    """From tokens to what :func:`trace`'s graph takes, of a model that sees."""
+    return _traced(config, make, describe, _EmbedGraph, extra_graphs(describe(config))[EMBED])
+
+
+def trace_vision(config: ModelConfig) -> onnx_ir.Model:
+    """A model's encoder of images; its weights are float32."""
+    spec = config.vision
+    assert spec is not None
+    return _exported(lambda: _VisionGraph(VisionEncoder(spec, config.hidden)).eval(), extra_graphs(config)[VISION])
+
+
 def _traced(
     config: ModelConfig,
     make: Convert,
@@ -95,14 +135,22 @@ def _traced(
     graph: Callable[[HybridLM], torch.nn.Module],
     spec: GraphSpec,
 ) -> onnx_ir.Model:
+    def made() -> torch.nn.Module:
+        model = convert(HybridLM(config), make).eval()
+        model.config = describe(config)
+        return graph(model)
+
+    return _exported(made, spec)
+
+
+def _exported(make: Callable[[], torch.nn.Module], spec: GraphSpec) -> onnx_ir.Model:
+    """A module that is made of fake tensors as a graph."""
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        model = convert(HybridLM(config), make).eval()
-        model.config = describe(config)
         inputs, dynamic = _example(spec.inputs)
         program = torch.onnx.export(
-            graph(model),
+            make(),
             inputs,
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
@@ -139,19 +187,19 @@ def save_graph(model: onnx_ir.Model, spec: GraphSpec, path: Path, notes: Mapping
 
 def _example(specs: Sequence[TensorSpec]) -> tuple[tuple[object, ...], tuple[object, ...]]:
     """Inputs to trace with, and which of their axes are dynamic."""
-    names = {name: torch.export.Dim(name, min=1, max=2**20) for name in ("batch", "length", "capacity")}
+    names = {name: torch.export.Dim(name, min=1, max=2**20) for name in ("batch", "images", "length", "capacity")}
     names["kept"] = torch.export.Dim("kept", min=0, max=2**20)
-    sizes = {"batch": 2, "length": 3, "capacity": 7, "kept": 4}
+    sizes = {"batch": 2, "images": 2, "length": 3, "capacity": 7, "kept": 4}
 
     def axes(spec: TensorSpec) -> dict[int, object]:
         return {axis: names[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
 
     zeros = [torch.zeros(spec.sized(**sizes), dtype=getattr(torch, spec.dtype)) for spec in specs]
     count = sum(not spec.name.startswith("past_key_values.") for spec in specs)
-    return (*zeros[:count], tuple(zeros[count:])), (
-        *(axes(spec) for spec in specs[:count]),
-        tuple(axes(spec) for spec in specs[count:]),
-    )
+    inputs, dynamic = tuple(zeros[:count]), tuple(axes(spec) for spec in specs[:count])
+    if count == len(specs):
+        return inputs, dynamic
+    return (*inputs, tuple(zeros[count:])), (*dynamic, tuple(axes(spec) for spec in specs[count:]))
 
 
 def _finish(proto: ModelProto, spec: GraphSpec) -> None:

@@ -52,7 +52,7 @@ def stored_leaves(source: Checkpoint, make: Convert) -> dict[str, Leaf]:
     modules = {name: module for name, module in model.named_modules() if isinstance(module, leaves)}
     inside = {f"{name}.{part}" for name, module in modules.items() for part in module.state_dict()}
     alone = [name for name in model.state_dict() if name not in inside]
-    stored: dict[str, Leaf] = {name: partial(_read_one, source, name) for name in alone}
+    stored: dict[str, Leaf] = {name: partial(_read_one, source, name) for name in (*alone, *source.vision_names)}
     for name, module in modules.items():
         stored[name] = partial(_convert_leaf, source, make, name, module)
     return stored

@@ -196,7 +196,8 @@ def randomise(model: torch.nn.Module) -> None:
 
 
 def test_every_family_is_tested() -> None:
-    assert set(FAMILIES) == {*TINY, "nemotron_h_puzzle"}  # which transformers does not have: test_puzzle.py
+    # transformers does not have the first, test_puzzle.py; the other is a tower beside one of these, test_vision.py
+    assert set(FAMILIES) == {*TINY, "nemotron_h_puzzle", "llava"}
 
 
 @pytest.mark.parametrize(("name", "setting"), CASES)
