@@ -62,7 +62,7 @@ $(WORKSTATION)/ready: INSTALL = -c export/constraints.txt -e '.[export,test]'
 $(WORKSTATION)/ready: setup.py export/constraints.txt
 	@$(build)
 
-$(ROBOT)/ready: INSTALL = -e '.[cpu,server,structured]' pytest hypothesis jsonschema openai
+$(ROBOT)/ready: INSTALL = -e '.[cpu,server,structured,vision]' pytest hypothesis jsonschema openai
 $(ROBOT)/ready: setup.py
 	@$(build)
 

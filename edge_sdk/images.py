@@ -157,7 +157,7 @@ def _weights(size: int, target: int, kind: str) -> np.ndarray:
 
 
 def _triangle(x: np.ndarray) -> np.ndarray:
-    return np.maximum(1 - x, 0)
+    return np.asarray(np.maximum(1 - x, 0))
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 from edge_sdk.answer import Completion
 from edge_sdk.backends import Engine, States, choose_engine
 from edge_sdk.bundle import Bundle
+from edge_sdk.errors import ImageError, explain
 from edge_sdk.model import ModelConfig
 from edge_sdk.options import Options
 from edge_sdk.prefix_cache import DiskStore, PrefixCache
@@ -21,6 +22,7 @@ from edge_sdk.session import Prompt, Session
 from edge_sdk.state_file import read_state, write_state
 from edge_sdk.structured import GrammarCompiler
 from edge_sdk.text import TextCodec
+from edge_sdk.vision import Sight
 
 PREFIX_CACHE_BYTES = 256 << 20
 
@@ -45,6 +47,8 @@ class LanguageModel:
         self.steps = steps or Direct(engine)
         self.config: ModelConfig = bundle.manifest.model
         self.codec = TextCodec(bundle.path)
+        self.sight = None if self.config.vision is None else Sight(self.config.vision, engine, self.codec)
+        """How it sees; None where it reads text only."""
 
     def session(
         self, max_context: int | None = None, template: Mapping[str, Any] | None = None, *, priority: int = 0
@@ -96,6 +100,8 @@ class LanguageModel:
         for index, prompt in enumerate(prompts):
             with self.session() as session:
                 ids = session.encode(prompt)
+            if min(ids) < 0:
+                raise ImageError(explain("A batch", expected="text", found="an image", todo="Use sessions."))
             groups.setdefault(len(ids), []).append((index, ids))
         answers = [""] * len(prompts)
         for length, group in groups.items():

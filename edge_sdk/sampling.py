@@ -38,7 +38,7 @@ class Sampler:
         """``context``: the token ids before the answer. Raises ConfigError for a logit_bias outside the vocabulary."""
         self.options = options
         self._random = np.random.default_rng(options.seed)
-        self._seen = set(context) if options.repetition_penalty != 1 else set()
+        self._seen = {token for token in context if token >= 0} if options.repetition_penalty != 1 else set()
         self._chosen: Counter[int] = Counter()
         outside = [token for token in options.logit_bias if not 0 <= token < vocab]
         if outside:

@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Union
 
 import numpy as np
 
 from edge_sdk.backends import Engine, RowStates, Snapshot, States
 from edge_sdk.errors import BusyError, explain
+
+Fed = Union[list[int], np.ndarray]
+"""Token ids, or the embeddings (length, hidden) float32 of a block in which a model sees something."""
 
 Output = Literal["none", "token", "logits"]
 """What is wanted of a step: nothing, the likeliest next token, or the logits (vocab) float32."""
@@ -71,14 +74,19 @@ class Direct:
     def forget(self, states: States) -> None:
         """Notes that a session's states are of no use any more."""
 
-    def advance(self, token_ids: list[int], states: States, wanted: Output, priority: int = 0) -> Any:
+    def advance(self, fed: Fed, states: States, wanted: Output, priority: int = 0) -> Any:
         """Feeds one session's tokens and returns what is wanted after the last."""
         with self._lock:
-            return run_step(self.engine, np.array([token_ids], dtype=np.int64), states, [wanted])[0]
+            return run_step(self.engine, rows([fed]), states, [wanted])[0]
+
+
+def rows(fed: list[Fed]) -> np.ndarray:
+    """What several sessions feed as one step: ids (batch, length) int64, or embeddings of one session."""
+    return np.array(fed) if isinstance(fed[0], np.ndarray) else np.array(fed, dtype=np.int64)
 
 
 def run_step(engine: Engine, ids: np.ndarray, states: States, wanted: list[Output]) -> list[Any]:
-    """One step over ids (batch, length); of each row what is wanted of it."""
+    """One step over ids (batch, length), or embeddings; of each row what is wanted of it."""
     if all(each == "token" for each in wanted):
         return [int(token) for token in engine.next_tokens(ids, states)]
     if all(each == "none" for each in wanted):
@@ -111,12 +119,17 @@ class Seat(States):
 @dataclass(eq=False)
 class _Request:
     seat: Seat
-    token_ids: list[int]
+    fed: Fed
     wanted: Output
     priority: int
     result: Any = None
     error: BaseException | None = None
     done: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one token, which can be fed beside others'."""
+        return len(self.fed) == 1 and not isinstance(self.fed, np.ndarray)
 
 
 class Scheduler:
@@ -210,10 +223,10 @@ class Scheduler:
         first = max(self._queue, key=lambda other: other[0])
         return len(self._places) < self.slots and first is mine
 
-    def advance(self, token_ids: list[int], states: States, wanted: Output, priority: int = 0) -> Any:
+    def advance(self, fed: Fed, states: States, wanted: Output, priority: int = 0) -> Any:
         """Feeds one session's tokens and returns what is wanted after the last, however many steps others make."""
         assert isinstance(states, Seat)
-        request = _Request(states, token_ids, wanted, priority)
+        request = _Request(states, fed, wanted, priority)
         with self._news:
             self._requests.append(request)
             self._news.notify_all()
@@ -249,7 +262,7 @@ class Scheduler:
                     request.error = error
             self._step_s = time.monotonic() - started
             with self._news:
-                self._expected = {request.seat for request in batch if len(request.token_ids) == 1}
+                self._expected = {request.seat for request in batch if request.is_single}
             for request in batch:
                 request.done.set()
 
@@ -261,8 +274,8 @@ class Scheduler:
             self._gather()
             urgent = max(request.priority for request in self._requests)
             candidates = [request for request in self._requests if request.priority == urgent]
-            singles = [request for request in candidates if len(request.token_ids) == 1][: self.slots]
-            batch = singles if singles and len(candidates[0].token_ids) == 1 else candidates[:1]
+            singles = [request for request in candidates if request.is_single][: self.slots]
+            batch = singles if singles and candidates[0].is_single else candidates[:1]
             self._requests = [request for request in self._requests if request not in batch]
             return batch
 
@@ -283,7 +296,7 @@ class Scheduler:
             states = self._shared.rows(0, len(batch))
         else:
             states = self._alone(batch[0])
-        ids = np.array([request.token_ids for request in batch], dtype=np.int64)
+        ids = rows([request.fed for request in batch])
         for request, result in zip(batch, run_step(self.engine, ids, states, [request.wanted for request in batch])):
             request.result = result
 
@@ -291,7 +304,7 @@ class Scheduler:
         """One seat's states where they are, with room for its tokens if they are in the shared memory."""
         states = self._states_of(request.seat)
         if request.seat.row is not None:
-            self._shared.reserve(int(states.past_length[0]) + len(request.token_ids))
+            self._shared.reserve(int(states.past_length[0]) + len(request.fed))
         return self._states_of(request.seat)
 
     def _seat_together(self, seats: list[Seat]) -> None:

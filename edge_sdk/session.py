@@ -7,16 +7,17 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edge_sdk.answer import Completion, Stream
 from edge_sdk.backends import States
 from edge_sdk.errors import BackendError, ConfigError, EdgeError, PromptError, explain
 from edge_sdk.options import Options
 from edge_sdk.sampling import Choice, Sampler
-from edge_sdk.scheduler import Output
+from edge_sdk.scheduler import Fed, Output
 from edge_sdk.state_file import write_state
 from edge_sdk.text import Message
+from edge_sdk.vision import Picture, names_of_images, no_sight, take_images
 
 if TYPE_CHECKING:
     from edge_sdk.language import LanguageModel
@@ -59,6 +60,8 @@ class Session:
         """All that was read and answered, as text."""
         self._preamble = ""
         """What of it the messages come after."""
+        self._pictures: dict[str, Picture] = {}
+        """The images that were shown, by name."""
         self._states: States | None = None
         """None before the first token."""
         self._answer: weakref.ref[Stream] | None = None
@@ -92,23 +95,26 @@ class Session:
         """Tokens that the states hold."""
         return len(self._tokens)
 
-    def read(self, text: str | Sequence[int]) -> None:
+    def read(self, text: str | Sequence[int], pictures: Sequence[Picture] = ()) -> None:
         """Reads text, or token ids, as they are: no chat template, no answer. What is said later comes after it.
 
-        Raises PromptError where the context has no room for it.
+        ``pictures``: one for each of the text's image tokens, as ``model.sight.picture`` makes them. Raises PromptError
+        where the context has no room for it.
         """
-        self.append(text)
+        self.append(text, pictures)
         self._feed("none", lambda: False, keep=1)  # the last one's logits are what an answer begins with
 
-    def append(self, text: str | Sequence[int]) -> None:
+    def append(self, text: str | Sequence[int], pictures: Sequence[Picture] = ()) -> None:
         """As :meth:`read`, but what was added is not read before an answer begins. Raises PromptError."""
         self._check_open()
         ids = self.model.codec.encode(text) if isinstance(text, str) else list(text)
-        self._check_room(len(self.everything) + len(ids), answer=0)
+        expanded = self._expand(ids, pictures)
+        self._check_room(len(self.everything) + len(expanded), answer=0)
         self._end_answer()
+        self._pictures |= {picture.name: picture for picture in pictures}
         self._text += text if isinstance(text, str) else self.model.codec.decode(ids)
         self._preamble, self.messages = self._text, []
-        self._pending += ids
+        self._pending += expanded
 
     def stream(self, prompt: Prompt | None = None, options: Options | None = None, **changes: Any) -> Stream:
         """Adds a prompt to the conversation and answers it: a stream of tokens, which runs as it is iterated over.
@@ -149,14 +155,18 @@ class Session:
         self._check_open()
         other = Session(self.model, self.max_context, self.template, self.priority)
         other.resume(list(self._tokens), self._memory().copy(), self._conversation())
+        other._pictures = dict(self._pictures)
         return other
 
     def save(self, path: str | Path) -> None:
         """Writes the session to a file, whole or not at all; :meth:`LanguageModel.restore` goes on from it.
 
-        Raises OSError, such as for a full disk.
+        Raises OSError, such as for a full disk, and PromptError for an image that was not read yet.
         """
         self._check_open()
+        if any(token_id < 0 for token_id in self._pending):
+            message = explain("A session", expected="images that were read", found="one not yet", todo="Answer first.")
+            raise PromptError(message)
         memory, model_id = self._memory().snapshot(), self.model.bundle.model_id
         write_state(Path(path), model_id, self._tokens, memory, self._conversation())
 
@@ -229,7 +239,7 @@ class Session:
     def _advance(self, ids: list[int], wanted: Output) -> Any:
         """One step of the engine. A failure of it closes this session, whose states are lost."""
         try:
-            return self.model.steps.advance(ids, self._memory(), wanted, self.priority)
+            return self.model.steps.advance(self._embedded(ids), self._memory(), wanted, self.priority)
         except EdgeError:
             raise
         except Exception as error:
@@ -237,6 +247,13 @@ class Session:
             raise BackendError(
                 explain("A step of the model", expected="to run", found=error, todo="Open a new session.")
             ) from error
+
+    def _embedded(self, ids: list[int]) -> Fed:
+        """The next tokens, or their embeddings where there are images among them."""
+        if self.model.sight is None or min(ids) >= 0:
+            return ids
+        start = self.position
+        return self.model.sight.embed(self.everything, start, start + len(ids), self._pictures.values())
 
     def _memory(self) -> States:
         if self._states is None:
@@ -256,7 +273,7 @@ class Session:
             self._states = self.model.steps.load_states(snapshot)
             self.cached_tokens = start = snapshot.length
             self._tokens, self._pending = ids[:start], ids[start:]
-        return prefixes.plan(ids, start)
+        return [mark for mark in prefixes.plan(ids, start) if ids[mark - 1] >= 0 or ids[mark] >= 0]  # not in an image
 
     def _conversation(self) -> dict[str, Any]:
         return {
@@ -284,29 +301,57 @@ class Session:
             self._end_answer()
             return
         codec = self.model.codec
-        messages = [*self.messages, *codec.messages(prompt)]
-        text = self._preamble + codec.render(messages, self.template)
+        added, pictures = take_images(codec.messages(prompt), self.model.sight)
+        pictures = {**self._pictures, **pictures}
+        messages = [*self.messages, *cast("list[Message]", added)]
+        text = self._preamble + self._render(messages)
         said = self.everything
-        new = self._continuation(text, said)
+        new = self._continuation(text, said, added, messages, pictures)
         if new is None:
-            said, new = [], codec.encode(text)
+            said, new = [], self._encode(text, messages, pictures)
         self._check_room(len(said) + len(new))
         self._end_answer()
+        self._pictures = pictures
         if not said:
             self._forget()
         self.messages, self._text, self.cached_tokens = messages, text, 0
         self._pending += new
 
-    def _continuation(self, text: str, said: list[int]) -> list[int] | None:
+    def _render(self, messages: Sequence[Message]) -> str:
+        sight = self.model.sight
+        return self.model.codec.render(messages if sight is None else sight.for_template(messages), self.template)
+
+    def _expand(self, ids: list[int], pictures: Sequence[Picture]) -> list[int]:
+        """Token ids with those of pictures in their places. Raises PromptError where these do not agree."""
+        if self.model.sight is not None:
+            return self.model.sight.expand(ids, pictures)
+        if pictures:
+            raise no_sight()
+        return ids
+
+    def _encode(self, text: str, messages: Sequence[Mapping[str, Any]], pictures: Mapping[str, Picture]) -> list[int]:
+        """The token ids of a text that shows the images of some messages."""
+        ids = self.model.codec.encode(text)
+        return ids if self.model.sight is None else self._expand(ids, _named(pictures, messages))
+
+    def _continuation(
+        self,
+        text: str,
+        said: list[int],
+        added: Sequence[Mapping[str, Any]],
+        messages: Sequence[Mapping[str, Any]],
+        pictures: Mapping[str, Picture],
+    ) -> list[int] | None:
         """The tokens that lead from what was said to a text, or None if it begins otherwise.
+
+        ``added``: the last of the text's ``messages``, which were not said yet.
 
         By the text, since a model need not have said it in the tokens that the tokenizer would choose; or by the
         tokens, since a tokenizer of words drops spaces.
         """
-        codec = self.model.codec
         if text.startswith(self._text):
-            return codec.encode(text[len(self._text) :])
-        ids = codec.encode(text)
+            return self._encode(text[len(self._text) :], added, pictures)
+        ids = self._encode(text, messages, pictures)
         return ids[len(said) :] if ids[: len(said)] == said else None
 
     def _check_room(self, tokens: int, answer: int = 1) -> None:
@@ -325,3 +370,13 @@ class Session:
     def _check_open(self) -> None:
         if self._closed:
             raise ConfigError(explain("The session", expected="an open one", found="closed", todo="Open a new one."))
+
+
+def _named(pictures: Mapping[str, Picture], messages: Sequence[Mapping[str, Any]]) -> list[Picture]:
+    """The pictures of messages, in their order. Raises PromptError for one that is gone."""
+    names = names_of_images(messages)
+    if lost := [name for name in names if name not in pictures]:
+        raise PromptError(
+            explain("The images", expected="their pixels", found=f"{len(lost)} only as a hash", todo="Show them again.")
+        )
+    return [pictures[name] for name in names]

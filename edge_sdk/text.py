@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any, NoReturn, TypedDict
 
 from jinja2 import TemplateError
+from jinja2.ext import Extension
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -21,7 +24,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 
 
 class Message(TypedDict):
-    """One turn of a conversation."""
+    """One turn of a conversation; see :func:`edge_sdk.vision.take_images` for one with images."""
 
     role: str
     content: str
@@ -64,6 +67,8 @@ class TextCodec:
             source = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
             self._template = _environment().from_string(source)
             self.format = ChatFormat.of_template(source)
+            self.shows_images = "image" in source
+            """Whether the template takes a message in parts, and writes an image's token by itself."""
         except Exception as error:  # tokenizers raises plain Exception
             raise BundleError(
                 explain(
@@ -139,6 +144,16 @@ class TextStream:
         return self._stream.step(self._tokenizer, token_id) or ""
 
 
+class _Generation(Extension):
+    """``{% generation %}``, by which transformers marks what is learnt from in training; here it says nothing."""
+
+    tags = {"generation"}  # noqa: RUF012  jinja2 declares it so
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     """What chat templates expect of Jinja, as transformers gives it to them."""
 
@@ -149,7 +164,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
         raise TemplateError(message)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.filters["tojson"] = to_json  # jinja2's own escapes what HTML does
     environment.globals["raise_exception"] = raise_exception

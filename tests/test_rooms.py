@@ -56,7 +56,7 @@ def test_the_walk_sees_a_wrong_arrow(tmp_path: Path) -> None:
 def test_importing_the_runtime_loads_nothing_heavy() -> None:
     code = (
         "import sys, edge_sdk, edge_sdk.language, edge_sdk.cli, edge_sdk.backends.ort\n"
-        "server = ('starlette', 'uvicorn', 'prometheus_client', 'llguidance')\n"
+        "server = ('starlette', 'uvicorn', 'prometheus_client', 'llguidance', 'cv2')\n"
         "print(sorted({'torch', 'onnx', 'onnxruntime', 'rclpy', 'edge_export', *server} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,6 +7,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,6 +21,9 @@ def add_commands(commands: Commands) -> None:
     run = commands.add_parser("run", help="answer a prompt, streaming the tokens")
     add_engine(run)
     run.add_argument("prompt", help="what to say to the model")
+    run.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="JPEG or PNG to show; may be repeated"
+    )
     run.add_argument("--json", action="store_true", help="print tokens, text and timings as JSON when done")
     run.add_argument("--profile", action="store_true", help="say which operators took the time")
     add_answer(run)
@@ -37,9 +41,17 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _content(arguments: argparse.Namespace) -> Any:
+    text = check_prompt(arguments.prompt)
+    if not arguments.image:
+        return text
+    images = [{"type": "image", "image": path} for path in arguments.image]
+    return [*images, {"type": "text", "text": text}]
+
+
 def _answer(arguments: argparse.Namespace, profile: Path | None) -> None:
     options = answer_options(arguments)
-    messages: list[Message] = [{"role": "user", "content": check_prompt(arguments.prompt)}]
+    messages: list[Message] = [{"role": "user", "content": _content(arguments)}]
     if arguments.system is not None:
         messages.insert(0, {"role": "system", "content": arguments.system})
     model = load(arguments, profile=profile)

@@ -150,7 +150,7 @@ class Endpoint(Generic[R]):
             plan = await asyncio.to_thread(self._planner, request, self._model, self._settings.limits)
             async with turn:
                 record.queue_ms = record.since_ms()
-                job = Job(self._model, plan.prompts, plan.options, plan.count)
+                job = Job(self._model, plan.prompts, plan.options, plan.count, plan.pictures)
                 await self._relay(job, plan, request, reply, record)
 
     async def _relay(self, job: Job, plan: Plan, request: R, reply: Reply, record: Record) -> None:

@@ -51,9 +51,23 @@ class Sampled(Strict, frozen=True, kw_only=True):
 
 
 class TextPart(Strict, frozen=True, kw_only=True, tag_field="type", tag="text"):
-    """A part of a message; images and sounds are not understood."""
+    """A part of a message; sounds are not understood."""
 
     text: str
+
+
+class ImageUrl(Strict, frozen=True, kw_only=True):
+    """``detail`` is ignored: a model sees in one size."""
+
+    url: Annotated[str, Meta(pattern="^data:image/(jpeg|png);base64,")]
+    """The image itself, as a data: URL. Nothing is fetched from anywhere."""
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(Strict, frozen=True, kw_only=True, tag_field="type", tag="image_url"):
+    """An image in a message."""
+
+    image_url: ImageUrl
 
 
 class CalledFunction(Strict, frozen=True, kw_only=True):
@@ -76,7 +90,7 @@ class ChatMessage(Strict, frozen=True, kw_only=True):
     """One turn; the last four fields are what clients hand back of an answer and has no meaning here."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Union[str, list[TextPart], None] = None
+    content: Union[str, list[Union[TextPart, ImagePart]], None] = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from edge_sdk.errors import explain
+from edge_sdk.errors import ImageError, explain
 from edge_sdk.grammar import Grammar
 from edge_sdk.language import LanguageModel
 from edge_sdk.options import Options
@@ -14,15 +16,18 @@ from edge_sdk.server.errors import RequestError
 from edge_sdk.server.requests import (
     ChatMessage,
     ChatRequest,
+    ImagePart,
     JsonFormat,
     NamedTool,
     Sampled,
     SchemaFormat,
     TextFormat,
+    TextPart,
     TextRequest,
     ToolCall,
 )
 from edge_sdk.tool_grammar import call_grammar
+from edge_sdk.vision import Picture, no_sight
 
 DEFAULT_TEXT_TOKENS = 16
 """Of a completion that says nothing, in OpenAI's API."""
@@ -36,12 +41,17 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Of one answer; also what an answer may have where the request says nothing."""
     answers: int = 8
     """To one request: prompts times ``n``."""
+    images: int = 8
+    image_pixels: int = 16_000_000
+    """Of each: a small file may hold a large image."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A request, understood."""
 
     prompts: list[str | list[int]]
+    pictures: list[Picture] = []
+    """What the prompt, then a single one, shows."""
     options: Options
     count: int
     """Answers to each prompt."""
@@ -55,14 +65,16 @@ def plan_chat(request: ChatRequest, model: LanguageModel, limits: Limits) -> Pla
     variables = dict(request.chat_template_kwargs or {})
     if taken := {"messages", "add_generation_prompt", "tools"} & set(variables):
         raise RequestError(400, f"{', '.join(sorted(taken))} cannot be set", param="chat_template_kwargs")
-    messages = [_message(message) for message in request.messages]
+    messages, pictures = _see([_message(message) for message in request.messages], model, limits)
     prompt = model.codec.render(messages, {**variables, "tools": tools or None})
+    if model.sight is not None:
+        model.sight.expand(model.codec.encode(prompt), pictures)  # refuses images' tokens in the text
     wanted = request.max_completion_tokens or request.max_tokens or limits.new_tokens
     alternatives = (request.top_logprobs or 0) if request.logprobs else None
     if request.top_logprobs is not None and not request.logprobs:
         raise RequestError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     options = _options(request, limits, wanted).but(logprobs=alternatives, grammar=_grammar(request, model, tools))
-    return Plan(prompts=[prompt], options=options, count=_count(request, 1, limits), tools=tools)
+    return Plan(prompts=[prompt], pictures=pictures, options=options, count=_count(request, 1, limits), tools=tools)
 
 
 def plan_text(request: TextRequest, model: LanguageModel, limits: Limits) -> Plan:
@@ -127,19 +139,51 @@ def _check_prompt(prompt: str | list[int], vocab: int) -> None:
         raise RequestError(400, "The prompt is empty. Say something.", param="prompt")
 
 
-def _message(message: ChatMessage) -> dict[str, object]:
+def _message(message: ChatMessage) -> dict[str, Any]:
     """A message as chat templates know them; ``developer`` is OpenAI's newer word for ``system``."""
-    content = message.content
-    text = content if isinstance(content, str) else "".join(part.text for part in content or ())
+    content: Any = message.content
+    if not isinstance(content, str):
+        parts = [_part(part) for part in content or ()]
+        images = any(part["type"] == "image" for part in parts)
+        content = parts if images else "".join(part["text"] for part in parts)
     fields: dict[str, object] = {
         "role": "system" if message.role == "developer" else message.role,
-        "content": text,
+        "content": content,
         "name": message.name,
         "tool_call_id": message.tool_call_id,
         "reasoning_content": message.reasoning_content,
         "tool_calls": [_call(call) for call in message.tool_calls or ()] or None,
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _part(part: TextPart | ImagePart) -> dict[str, Any]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    try:
+        content = base64.b64decode(part.image_url.url.partition(",")[2], validate=True)
+    except ValueError as error:
+        raise RequestError(400, f"An image is not base64: {error}", param="messages") from None
+    return {"type": "image", "image": content}
+
+
+def _see(
+    messages: list[dict[str, Any]], model: LanguageModel, limits: Limits
+) -> tuple[Sequence[Mapping[str, Any]], list[Picture]]:
+    """Messages for the chat template, and the pictures that they show, in their order."""
+    parts = [part for message in messages if isinstance(message.get("content"), list) for part in message["content"]]
+    shown = [part for part in parts if part["type"] == "image"]
+    if not shown and model.sight is None:
+        return messages, []
+    if model.sight is None:
+        raise RequestError(400, str(no_sight()), param="messages")
+    if len(shown) > limits.images:
+        raise RequestError(400, f"expected at most {limits.images} images, found {len(shown)}", param="messages")
+    try:
+        pictures = [model.sight.picture(part["image"], limits.image_pixels) for part in shown]
+    except ImageError as error:
+        raise RequestError(400, str(error), param="messages") from None
+    return model.sight.for_template(messages), pictures
 
 
 def _call(call: ToolCall) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Union
@@ -17,6 +17,7 @@ from edge_sdk.language import LanguageModel
 from edge_sdk.options import Options
 from edge_sdk.server.errors import RequestError
 from edge_sdk.session import Session
+from edge_sdk.vision import Picture
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -46,8 +47,17 @@ Item = Union[Begun, Piece, Ended]
 class Job:
     """The answers to one request, ``count`` to each prompt; made by one thread and cancelled by another."""
 
-    def __init__(self, model: LanguageModel, prompts: list[str | list[int]], options: Options, count: int) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompts: list[str | list[int]],
+        options: Options,
+        count: int,
+        pictures: Sequence[Picture] = (),
+    ) -> None:
+        """``pictures``: what a single prompt shows."""
         self._model, self._prompts, self._options, self._count = model, prompts, options, count
+        self._pictures = pictures
         self._cancelled = threading.Event()
         self._stream: Stream | None = None
 
@@ -62,7 +72,7 @@ class Job:
         for number, prompt in enumerate(self._prompts):
             with self._model.session() as session:
                 try:
-                    session.append(prompt)
+                    session.append(prompt, self._pictures)
                 except PromptError as error:
                     raise RequestError(400, str(error), code="context_length_exceeded", param="messages") from error
                 prompt_tokens = session.waiting

@@ -42,6 +42,9 @@ def prune(teacher: HybridLM, shape: StudentShape, importance: Importance) -> Hyb
     A drafting head is dropped: it was trained on hidden states that the student does not have.
     """
     config = teacher.config
+    if config.vision is not None:
+        todo = "Prune the language model before it is joined to a tower."
+        raise ConfigError(explain("The teacher", expected="a model of text", found="one that sees", todo=todo))
     if config.mtp is not None:
         log.warning("the student gets no drafting head: the teacher's was trained on the teacher's hidden states")
     hidden = _best(importance.hidden, _size(config.hidden, shape.hidden, "hidden"))

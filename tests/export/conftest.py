@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from edge_export.pack import Storage
 from edge_sdk import Bundle
 from exported import TinyBundle, bundle_of
+from sighted import make_checkpoint, make_sighted
 from tiny import make
+
+
+@pytest.fixture(scope="session")
+def sighted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny LLaVA ``checkpoint`` and its ``bundle``. Nobody may change it."""
+    folder = tmp_path_factory.mktemp("sighted")
+    make_sighted(make_checkpoint(folder / "checkpoint"), folder, Storage(cache_dtype="float32"))
+    return folder
 
 
 @pytest.fixture(scope="session")

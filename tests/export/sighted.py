@@ -16,12 +16,14 @@ from test_families import DECODER, TINY, randomise
 SIDE, PATCH = 42, 14
 IMAGE_TOKEN = 5
 LETTERS = " abcdefghijklmnopqrstuvwxyz?.:\n"
+VOCABULARY = {"<unk>": 0, "<s>": 1, "</s>": 2, "<image>": IMAGE_TOKEN}
+VOCABULARY |= dict(zip(LETTERS, (index for index in range(48) if index not in VOCABULARY.values())))
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: "
     "{% for part in message.content %}"
     "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}"
     "{% endfor %}"
-    "\n{% endfor %}assistant: "
+    " {% endfor %}assistant: "
 )
 
 
@@ -57,9 +59,7 @@ def make_checkpoint(folder: Path, kind: str = "siglip", language: str = "qwen3",
 
 def write_tokenizer(folder: Path, template: str = TEMPLATE) -> None:
     """Letters, and the image's token among the special ones."""
-    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, "<image>": IMAGE_TOKEN}
-    free = [index for index in range(48) if index not in vocab.values()]
-    tokenizer = Tokenizer(models.BPE(vocab=vocab | dict(zip(LETTERS, free)), merges=[], unk_token="<unk>"))
+    tokenizer = Tokenizer(models.BPE(vocab=VOCABULARY, merges=[], unk_token="<unk>"))
     tokenizer.add_special_tokens([AddedToken("<image>", special=True), AddedToken("</s>", special=True)])
     tokenizer.decoder = decoders.Fuse()
     tokenizer.save(str(folder / "tokenizer.json"))
