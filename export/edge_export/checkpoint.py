@@ -26,8 +26,13 @@ from edge_sdk.model import ModelConfig
 
 log = logging.getLogger("edge_export")
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
-TOKENIZER_FILES += PREPROCESSORS
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    *PREPROCESSORS,
+)
 
 
 def read_raw_config(folder: Path) -> dict[str, Any]:
@@ -203,12 +208,13 @@ def _usual_name(name: str, prefixes: Mapping[str, str]) -> str:
 def save_model(model: HybridLM, folder: Path, *, tokenizer_from: Path | None = None) -> None:
     """Writes a checkpoint that transformers and :func:`load_model` read; replaces ``folder`` as a whole."""
     family = family_of({"model_type": model.config.family})
+    raw = family.format_config(model.config)
     ours = model.state_dict()
     theirs: dict[str, Tensor] = {}
     for tensor_map in family.tensor_maps(model.config):
         theirs |= tensor_map.split(ours[tensor_map.ours].detach())
     with new_directory(folder) as new:
-        (new / "config.json").write_text(json.dumps(family.format_config(model.config), indent=2) + "\n")
+        (new / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
         save_file(theirs, new / "model.safetensors", metadata={"format": "pt"})
         for name in TOKENIZER_FILES:
             if tokenizer_from is not None and (tokenizer_from / name).exists():

@@ -40,7 +40,10 @@ OTHER_PREFIXES = {
 }
 """As transformers names tensors in memory, and as older files do."""
 
-CLIP_COLOURS = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+CLIP_COLOURS: dict[str, Any] = {
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+}
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 RESAMPLE = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers."""
@@ -146,7 +149,7 @@ def _read_images(raw: common.Settings) -> ImageSpec:
     """An image processor of transformers, as CLIP's, SigLIP's and LLaVA's say it."""
     common.require(raw, {"do_resize": True, "do_convert_rgb": True, "pad_size": None})
     size, crop = raw.get("size"), raw.get("crop_size")
-    size = {"shortest_edge": size} if isinstance(size, int) else dict(size)
+    size = {"shortest_edge": size} if isinstance(size, int) else dict(size or {})
     crop = {"height": crop, "width": crop} if isinstance(crop, int) else dict(crop or {})
     normalised = raw.get("do_normalize", True)
     mean = tuple(raw.get("image_mean") or (0.5,) * 3) if normalised else (0.0,) * 3
