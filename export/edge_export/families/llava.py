@@ -53,7 +53,7 @@ RESAMPLE = {2: "bilinear", 3: "bicubic"}
 def parse_config(raw: common.Config) -> ModelConfig:
     """A ModelConfig from the parsed config.json; refuses by name what it does not support."""
     text = dict(common.get(raw, "text_config"))
-    text["tie_word_embeddings"] = bool(text.get("tie_word_embeddings") or raw.get("tie_word_embeddings"))
+    text["tie_word_embeddings"] = bool(raw.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
     language = _language(str(text.get("model_type"))).parse_config(text)
     tower = _tower(common.get(raw, "vision_config"), raw)
     image_token_id = raw.get("image_token_index") or common.get(raw, "image_token_id")
