@@ -278,9 +278,9 @@ class SerialRobot:
     # Writing
 
     def _write(self) -> None:
-        period_s = self.config.heartbeat_timeout_ms / 4000
         while not self._closing.is_set():
             with self._wake:
+                period_s = self._link.timeout_ms / 4000  # the robot's, where it is shorter than ours
                 self._wake.wait_for(self._urgent, period_s)
                 port, frame, halts = self._port, self._next_frame(), self._wanted is not None
             if port is None:

@@ -1,0 +1,156 @@
+"""The vendors' own SDKs against servos on a pseudo-terminal that speak the vendors' protocols."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_sdk.control.dynamixel_robot import TABLE as DYNAMIXEL
+from edge_sdk.control.dynamixel_robot import dynamixel_robot
+from edge_sdk.control.feetech_robot import TABLE as FEETECH
+from edge_sdk.control.feetech_robot import feetech_robot
+from edge_sdk.control.link import LinkError
+from edge_sdk.control.servos import Servo, ServoConfig, ServoRobot
+from edge_sdk.errors import ConfigError
+from servo_bus import Bus, DynamixelBus, FeetechBus, crc16
+
+SERVOS = (Servo(1, -math.pi / 2, math.pi / 2), Servo(7, -1.0, 2.0, zero_ticks=1000, reversed=True))
+START = {1: 2048 + 512, 7: 1000 + 256}
+
+
+class Rig(NamedTuple):
+    bus: Bus
+    robot: ServoRobot
+
+
+@pytest.fixture(params=["dynamixel", "feetech"])
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    pytest.importorskip("dynamixel_sdk" if request.param == "dynamixel" else "scservo_sdk")
+    bus: Bus = DynamixelBus(START) if request.param == "dynamixel" else FeetechBus(START)
+    for servo in bus.servos.values():
+        servo.set("goal", 3000)  # left from yesterday
+    open_robot = dynamixel_robot if request.param == "dynamixel" else feetech_robot
+    robot = open_robot(ServoConfig(port=bus.path, servos=SERVOS))
+    yield Rig(bus, robot)
+    robot.close()
+    bus.close()
+
+
+def wait_until(true: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def positions(bus: Bus) -> list[int]:
+    return [servo.get("position") for servo in bus.servos.values()]
+
+
+def test_angles_go_to_the_servos_and_come_back_within_the_limits(rig: Rig) -> None:
+    rig.robot.wait_ready()
+    assert rig.robot.observe()["position"] == pytest.approx([math.pi / 4, -math.pi / 8])
+    assert positions(rig.bus) == list(START.values())  # looking moves nothing
+    rig.robot.act(np.array([0.5, 0.25]))
+    wait_until(lambda: abs(rig.robot.observe()["position"][0] - 0.5) < 0.01)
+    assert rig.robot.observe()["position"] == pytest.approx([0.5, 0.25], abs=math.tau / 8192)
+    assert positions(rig.bus) == [2048 + 326, 1000 - 163]
+    rig.robot.act(np.array([9.0, -9.0]))
+    wait_until(lambda: abs(rig.robot.observe()["position"][1] + 1.0) < 0.01)
+    assert positions(rig.bus) == [2048 + 1024, 1000 + 652]
+
+
+def test_the_torque_comes_with_the_first_action_where_the_servo_stands_and_goes_with_stop(rig: Rig) -> None:
+    servo = rig.bus.servos[1]
+    rig.robot.wait_ready()
+    assert servo.get("torque") == 0
+    rig.robot.act(np.zeros(2))
+    wait_until(lambda: servo.get("position") == 2048)
+    writes = [write for write in servo.history if write[0] != "watchdog"]
+    assert writes[:4] == [("torque", 0), ("goal", START[1]), ("torque", 1), ("goal", START[1])]
+    rig.robot.stop()
+    assert servo.get("torque") == 0
+    rig.robot.stop()
+    count = len(servo.history)
+    time.sleep(0.1)
+    assert len(servo.history) == count  # no goal follows a stop
+    rig.robot.act(np.zeros(2))
+    wait_until(lambda: servo.get("torque") == 1)
+    rig.robot.close()
+    assert servo.get("torque") == 0
+
+
+@pytest.mark.parametrize("what", ["silent", "damaged"])
+def test_a_servo_that_fails_is_said_and_comes_back_at_the_next_action_only(rig: Rig, what: str) -> None:
+    rig.robot.wait_ready()
+    rig.robot.act(np.zeros(2))
+    wait_until(lambda: rig.bus.servos[1].get("torque") == 1)
+    if what == "silent":
+        rig.bus.silent = {7}
+    else:
+        rig.bus.damaged = True
+    wait_until(lambda: rig.robot.failures > 1)
+    with pytest.raises(LinkError, match="Check cables"):
+        rig.robot.observe()
+    with pytest.raises(LinkError, match="Check cables"):
+        rig.robot.act(np.zeros(2))
+    assert rig.bus.servos[1].get("torque") == 0
+    rig.bus.silent, rig.bus.damaged = set(), False
+    rig.robot.wait_ready()
+    assert rig.bus.servos[1].get("torque") == 0
+    rig.robot.act(np.array([0.1, 0.1]))
+    wait_until(lambda: rig.bus.servos[1].get("torque") == 1)
+
+
+def test_a_silent_bus_stops_a_dynamixel_by_its_own_watchdog() -> None:
+    pytest.importorskip("dynamixel_sdk")
+    bus = DynamixelBus(START)
+    config = ServoConfig(port=bus.path, servos=SERVOS, rate_hz=2.0, watchdog_ms=100)
+    with dynamixel_robot(config) as robot:  # at 2 Hz the bus is silent for longer than the watchdog waits
+        robot.wait_ready()
+        robot.act(np.zeros(2))
+        wait_until(lambda: bus.servos[1].get("watchdog") == 0xFF)
+        robot.act(np.ones(2))
+        time.sleep(0.6)
+        assert bus.servos[1].get("position") != SERVOS[0].ticks(1.0)
+        robot.stop()
+        robot.act(np.ones(2))  # clears it
+        wait_until(lambda: bus.servos[1].get("position") == SERVOS[0].ticks(1.0))
+    bus.close()
+
+
+@given(st.integers(-32_767, 32_767))
+def test_negative_ticks_survive_the_wire(ticks: int) -> None:
+    assert DYNAMIXEL.from_wire(DYNAMIXEL.to_wire(ticks)) == ticks
+    assert FEETECH.from_wire(FEETECH.to_wire(ticks)) == ticks
+    assert DYNAMIXEL.to_wire(-1) == 0xFFFFFFFF
+    assert FEETECH.to_wire(-1) == 0x8001
+
+
+def test_the_simulators_crc_is_the_vendors() -> None:
+    # The example of the vendor's page on the Read instruction.
+    assert crc16(bytes.fromhex("FFFFFD00010700028400 0400")) == 0x151D
+
+
+def test_wrong_servos_and_wrong_angles_are_refused(rig: Rig) -> None:
+    with pytest.raises(ConfigError, match="different ids"):
+        ServoConfig(port="x", servos=(SERVOS[0], SERVOS[0]))
+    with pytest.raises(ConfigError, match="the lower one below the upper one"):
+        Servo(1, 1.0, -1.0)
+    for action in (np.zeros(3), np.array([0.0, math.inf])):
+        with pytest.raises(ValueError, match="expected 2 finite angles"):
+            rig.robot.act(action)
+
+
+def test_a_baud_rate_that_the_sdk_does_not_know_is_said(rig: Rig) -> None:
+    robot = dynamixel_robot(ServoConfig(port=rig.bus.path, servos=SERVOS, baud_rate=12_345))
+    with pytest.raises(LinkError, match="12345 baud"):
+        robot.wait_ready(0.3)
+    robot.close()
