@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from edge_sdk.control.servos import ControlTable, Register, Sdk, ServoBus, ServoConfig, ServoRobot
 
 # Control table of the X series, https://emanual.robotis.com/docs/en/dxl/x/xl430-w250/
@@ -15,18 +17,20 @@ TABLE = ControlTable(
 )
 
 
-def dynamixel_robot(config: ServoConfig) -> ServoRobot:
-    """The servos of a bus, in position mode. Needs the extra ``dynamixel``."""
+def open_dynamixel_bus(config: ServoConfig) -> ServoBus:
+    """Opens the port. Raises OSError or LinkError."""
     import dynamixel_sdk
 
-    def open_bus() -> ServoBus:
-        port, packets = dynamixel_sdk.PortHandler(config.port), dynamixel_sdk.PacketHandler(2.0)
-        sdk = Sdk(
-            port=port,
-            sync_read=lambda register: dynamixel_sdk.GroupSyncRead(port, packets, *register),
-            sync_write=lambda register: dynamixel_sdk.GroupSyncWrite(port, packets, *register),
-            describe=packets.getTxRxResult,
-        )
-        return ServoBus(config, TABLE, sdk)
+    port, packets = dynamixel_sdk.PortHandler(config.port), dynamixel_sdk.PacketHandler(2.0)
+    sdk = Sdk(
+        port=port,
+        sync_read=lambda register: dynamixel_sdk.GroupSyncRead(port, packets, *register),
+        sync_write=lambda register: dynamixel_sdk.GroupSyncWrite(port, packets, *register),
+        describe=packets.getTxRxResult,
+    )
+    return ServoBus(config, TABLE, sdk)
 
-    return ServoRobot(config, open_bus)
+
+def dynamixel_robot(config: ServoConfig) -> ServoRobot:
+    """The servos of a bus, in position mode. Needs the extra ``dynamixel``."""
+    return ServoRobot(config, partial(open_dynamixel_bus, config))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from edge_sdk.control.servos import ControlTable, Register, Sdk, ServoBus, ServoConfig, ServoRobot
 
 _SIGN = 1 << 15
 
-# Control table of the STS series, as the vendor's SDK names its addresses; a negative position is a magnitude with a sign bit.
+# Control table of the STS series, by the addresses in the vendor's SDK; a negative position is a magnitude and a sign.
 TABLE = ControlTable(
     torque=Register(40, 1),
     goal=Register(42, 2),
@@ -16,19 +18,21 @@ TABLE = ControlTable(
 )
 
 
-def feetech_robot(config: ServoConfig) -> ServoRobot:
-    """The servos of a bus, in position mode. Needs the extra ``feetech``."""
+def open_feetech_bus(config: ServoConfig) -> ServoBus:
+    """Opens the port. Raises OSError or LinkError."""
     import scservo_sdk
 
-    def open_bus() -> ServoBus:
-        port = scservo_sdk.PortHandler(config.port)
-        packets = scservo_sdk.sms_sts(port)
-        sdk = Sdk(
-            port=port,
-            sync_read=lambda register: scservo_sdk.GroupSyncRead(packets, *register),
-            sync_write=lambda register: scservo_sdk.GroupSyncWrite(packets, *register),
-            describe=packets.getTxRxResult,
-        )
-        return ServoBus(config, TABLE, sdk)
+    port = scservo_sdk.PortHandler(config.port)
+    packets = scservo_sdk.sms_sts(port)
+    sdk = Sdk(
+        port=port,
+        sync_read=lambda register: scservo_sdk.GroupSyncRead(packets, *register),
+        sync_write=lambda register: scservo_sdk.GroupSyncWrite(packets, *register),
+        describe=packets.getTxRxResult,
+    )
+    return ServoBus(config, TABLE, sdk)
 
-    return ServoRobot(config, open_bus)
+
+def feetech_robot(config: ServoConfig) -> ServoRobot:
+    """The servos of a bus, in position mode. Needs the extra ``feetech``."""
+    return ServoRobot(config, partial(open_feetech_bus, config))

@@ -217,7 +217,8 @@ def encode(message: Message, *, session: int, sequence: int) -> bytes:
     else:
         payload = fixed.pack(*msgspec.structs.astuple(message))
     body = HEADER.pack(PROTOCOL_VERSION, number, len(payload), session, sequence) + payload
-    return b"\0" + cobs.encode(body + CRC.pack(zlib.crc32(body))) + b"\0"
+    wire: bytes = b"\0" + cobs.encode(body + CRC.pack(zlib.crc32(body))) + b"\0"
+    return wire
 
 
 def _packed(values: np.ndarray) -> bytes:
@@ -238,9 +239,12 @@ def decode(encoded: bytes) -> Frame | Result:
     if len(encoded) > MAX_ENCODED:
         return Result.TOO_LONG
     try:
-        body = cobs.decode(encoded)
+        return _frame(cobs.decode(encoded))
     except cobs.DecodeError:
         return Result.BAD_COBS
+
+
+def _frame(body: bytes) -> Frame | Result:
     if len(body) < HEADER.size + CRC.size:
         return Result.TOO_SHORT
     if zlib.crc32(body[: -CRC.size]) != CRC.unpack_from(body, len(body) - CRC.size)[0]:
@@ -264,8 +268,8 @@ def _message(number: int, payload: bytes) -> Message | Result:
     if rest < 0 or (rest % 4 if with_values else rest):
         return Result.BAD_PAYLOAD
     numbers = fixed.unpack_from(payload)
-    decoded: Message = message(*numbers, np.frombuffer(payload, "<f4", offset=fixed.size)) if with_values else message(
-        *numbers
+    decoded: Message = (
+        message(*numbers, np.frombuffer(payload, "<f4", offset=fixed.size)) if with_values else message(*numbers)
     )
     return decoded
 

@@ -26,15 +26,11 @@ from edge_sdk.control.frames import (
     WireSchema,
     encode,
 )
-from edge_sdk.errors import EdgeError, explain
+from edge_sdk.errors import explain
 
 SLOWEST_CLOCK = 0.98
 """A robot's clock may run so much slower than ours; internal RC oscillators are off by one percent."""
 _WRAP = 1 << 32
-
-
-class LinkError(EdgeError):
-    """There is no working link to the robot."""
 
 
 class HostLink:
@@ -102,19 +98,21 @@ class HostLink:
             return Result.DIRECTION
         if frame.session != self.session:
             return Result.BAD_SESSION
+        if isinstance(message, Welcome) and message.schema_hash != self.schema.hash:
+            message = Fault(FaultCode.SCHEMA, message.schema_hash)
         if isinstance(message, Fault):
             self.fault = message
             return Result.REFUSED
-        if isinstance(message, Welcome) and message.schema_hash != self.schema.hash:
-            self.fault = Fault(FaultCode.SCHEMA, message.schema_hash)
-            return Result.REFUSED
-        if self._received is not None:
-            ahead = (frame.sequence - self._received) % _WRAP
-            if ahead == 0:
-                return Result.DUPLICATE
-            if ahead > SEQUENCE_WINDOW:
-                return Result.AHEAD if ahead < _WRAP // 2 else Result.OLD
-        return self._take(frame.sequence, message, now_ns)
+        order = self._order(frame.sequence)
+        return self._take(frame.sequence, message, now_ns) if order is Result.ACCEPTED else order
+
+    def _order(self, sequence: int) -> Result:
+        ahead = 1 if self._received is None else (sequence - self._received) % _WRAP
+        if ahead == 0:
+            return Result.DUPLICATE
+        if ahead >= _WRAP // 2:
+            return Result.OLD
+        return Result.AHEAD if ahead > SEQUENCE_WINDOW else Result.ACCEPTED
 
     def _take(self, sequence: int, message: Welcome | Heartbeat | Observation, now_ns: int) -> Result:
         if isinstance(message, Observation) and message.values.size != self.schema.observation_dim:
@@ -146,7 +144,7 @@ class HostLink:
         return (robot_ms - self.robot_ms(now_ns) + _WRAP / 2) % _WRAP - _WRAP / 2
 
     def robot_ms(self, now_ns: int) -> float:
-        """What the robot's clock shows by now at least, unwrapped: a command that relies on it ends too early, not too late."""
+        """What the robot's clock shows by now at least, unwrapped: who relies on it is early, not late."""
         return self._robot_ms + SLOWEST_CLOCK * (now_ns - self._robot_ns) / 1e6
 
     def expiry(self, ttl_ms: int, now_ns: int) -> int:

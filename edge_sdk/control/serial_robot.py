@@ -12,8 +12,8 @@ import numpy as np
 import serial
 
 from edge_sdk.control.frames import MAX_TTL_MS, FrameDecoder, Result, State, WireSchema
-from edge_sdk.control.link import HostLink, LinkError
-from edge_sdk.errors import ConfigError, explain
+from edge_sdk.control.link import HostLink
+from edge_sdk.errors import ConfigError, LinkError, explain
 
 READ_BYTES = 2048
 """Half of what a Linux terminal holds: a read that is full has more behind it."""
@@ -69,9 +69,9 @@ class SerialRobot:
     """A :class:`~edge_sdk.control.robot.Robot` behind a serial port. Nothing here waits for the line, except
     :meth:`wait_ready` and, for one heartbeat, :meth:`stop`.
 
-    A thread reads, and opens the port whenever it is not there; another writes what :meth:`act` left and, where there is
-    nothing, heartbeats. A command that could not be written before the next one is dropped. After a lost link the robot
-    moves again at the next :meth:`act` after a new handshake, not before.
+    A thread reads, and opens the port whenever it is not there; another writes what :meth:`act` left, or else
+    heartbeats. A command that could not be written before the next one is dropped. After a lost link the robot moves
+    again at the next :meth:`act` after a new handshake, not before.
     """
 
     def __init__(self, config: SerialConfig) -> None:
@@ -115,7 +115,7 @@ class SerialRobot:
         return {**result, "time_ns": np.array(taken_ns, np.int64)}
 
     def act(self, action: np.ndarray) -> None:
-        """Leaves ``action`` (action_dim,) to be sent. Raises LinkError without a link, ValueError for a wrong action."""
+        """Leaves ``action`` (action_dim,) to be sent. Raises LinkError without a link, ValueError for wrong actions."""
         values = np.array(action, np.float32)
         if values.shape != (self.config.schema.action_dim,) or not np.isfinite(values).all():
             raise ValueError(
@@ -136,7 +136,7 @@ class SerialRobot:
             self._wake.notify_all()
 
     def stop(self) -> None:
-        """Stops the motors until the next :meth:`act`. Where the line is dead they stop by themselves (docs/serial.md)."""
+        """Stops the motors until the next :meth:`act`. Where the line is dead they stop by themselves."""
         self._halt("stop")
 
     def estop(self) -> None:

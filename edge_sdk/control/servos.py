@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from edge_sdk.control.link import LinkError
-from edge_sdk.errors import ConfigError, explain
+from edge_sdk.errors import ConfigError, LinkError, explain
 
 TICKS_PER_TURN = 4096
 """Of every Dynamixel X and Feetech STS servo."""
@@ -65,15 +64,18 @@ class ServoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         ids = [servo.id for servo in self.servos]
-        if not ids or len(set(ids)) != len(ids) or self.rate_hz <= 0 or not 20 <= self.watchdog_ms <= 2540:
+        if not ids or len(set(ids)) != len(ids) or not self._watchdog_fits():
             raise ConfigError(
                 explain(
                     "The servos of a bus",
-                    expected="at least one, different ids, a rate above 0 and a watchdog of 20 to 2540 ms",
+                    expected="at least one, different ids, a watchdog of 20 to 2540 ms and of two periods or more",
                     found=self,
                     todo="Give each servo an id of its own with its vendor's tool.",
                 )
             )
+
+    def _watchdog_fits(self) -> bool:
+        return self.rate_hz > 0 and max(20, 2000 / self.rate_hz) <= self.watchdog_ms <= 2540
 
 
 class Register(NamedTuple):
@@ -115,6 +117,8 @@ class ServoBus:
         self._table, self._sdk = table, sdk
         self._ids = [servo.id for servo in config.servos]
         self._watchdog_steps = config.watchdog_ms // 20
+        self._sent_s = time.monotonic()
+        self._holding = False
         if not sdk.port.setBaudRate(config.baud_rate):
             raise LinkError(f"The vendor's SDK does not offer {config.baud_rate} baud. Choose another baud_rate.")
         sdk.port.ser.write_timeout = WRITE_TIMEOUT_S
@@ -135,11 +139,22 @@ class ServoBus:
         return [self._table.from_wire(self._positions.getData(servo, address, size)) for servo in self._ids]
 
     def set_goals(self, ticks: Sequence[int]) -> None:
-        """A goal for every servo."""
+        """A goal for every servo. Raises LinkError where their watchdogs may have stopped them meanwhile."""
+        silent_s = time.monotonic() - self._sent_s
+        if self._table.watchdog is not None and self._holding and silent_s >= self._watchdog_steps * 0.02:
+            raise LinkError(
+                explain(
+                    "The bus was silent for longer than the watchdog waits",
+                    expected=f"{self._watchdog_steps * 20} ms at most",
+                    found=f"{silent_s * 1000:.0f} ms",
+                    todo="The servos have stopped; act() again, or give them a longer watchdog_ms.",
+                )
+            )
         self._write(self._table.goal, [self._table.to_wire(goal) for goal in ticks])
 
     def hold(self) -> None:
         """Torque on, where the servos stand: an old goal in their memory must not move them."""
+        self._holding = False
         if self._table.watchdog is not None:
             self._write(self._table.watchdog, [0] * len(self._ids))
         standing = self.positions()
@@ -148,9 +163,11 @@ class ServoBus:
         self.set_goals(standing)
         if self._table.watchdog is not None:
             self._write(self._table.watchdog, [self._watchdog_steps] * len(self._ids))
+        self._holding = True
 
     def release(self) -> None:
         """Torque off."""
+        self._holding = False
         self._write(self._table.torque, [0] * len(self._ids))
 
     def _write(self, register: Register, values: Sequence[int]) -> None:
@@ -160,16 +177,17 @@ class ServoBus:
         self._check("writing", group.txPacket())
 
     def _check(self, what: str, result: int) -> None:
-        if result != 0:
+        if result == 0:
+            self._sent_s = time.monotonic()
+        else:
             raise LinkError(f"The servos, {what}: {self._sdk.describe(result)} Check cables, power, ids and baud rate.")
 
 
 class ServoRobot:
     """A :class:`~edge_sdk.control.robot.Robot` of servos: the action (servos,) and ``position`` (servos,) in rad.
 
-    A goal beyond a servo's limits is clipped to them. :meth:`stop` takes the torque off, and so does nobody's being there:
-    see docs/serial.md for what each vendor's servos do when the bus falls silent. After a failure the torque comes back
-    with the next :meth:`act`.
+    A goal beyond a servo's limits is clipped to them. :meth:`stop` takes the torque off, and so does a failure; the
+    next :meth:`act` brings it back. What each vendor's servos do when the bus falls silent: docs/serial.md.
 
     Args:
         config: the servos.

@@ -8,6 +8,7 @@ import select
 import time
 import tty
 from threading import Event, Thread
+from typing import ClassVar
 
 PING, READ, WRITE, SYNC_READ, SYNC_WRITE, STATUS = 1, 2, 3, 0x82, 0x83, 0x55
 BROADCAST = 0xFE
@@ -47,15 +48,16 @@ class Servo:
 
     def look_at_the_clock(self) -> None:
         """The bus watchdog, in units of 20 ms."""
-        if "watchdog" in self.layout and 0 < self.get("watchdog") < 0xFF and self.get("torque"):
-            if time.monotonic() - self.heard_s > self.get("watchdog") * 0.02:
-                self.set("watchdog", 0xFF)
+        if "watchdog" not in self.layout or not self.get("torque") or self.get("watchdog") in (0, 0xFF):
+            return
+        if time.monotonic() - self.heard_s > self.get("watchdog") * 0.02:
+            self.set("watchdog", 0xFF)
 
 
 class Bus:
     """A terminal with servos behind it; the subclasses know a protocol."""
 
-    LAYOUT: dict[str, tuple[int, int]]
+    LAYOUT: ClassVar[dict[str, tuple[int, int]]]
 
     def __init__(self, positions: dict[int, int]) -> None:
         self.servos = {number: Servo(self.LAYOUT, position) for number, position in positions.items()}
@@ -131,7 +133,7 @@ class DynamixelBus(Bus):
     https://emanual.robotis.com/docs/en/dxl/protocol2/
     """
 
-    LAYOUT = {"torque": (64, 1), "watchdog": (98, 1), "goal": (116, 4), "position": (132, 4)}
+    LAYOUT: ClassVar = {"torque": (64, 1), "watchdog": (98, 1), "goal": (116, 4), "position": (132, 4)}
     HEADER = b"\xff\xff\xfd\x00"
 
     def take(self, received: bytes) -> bytes:
@@ -161,7 +163,7 @@ class FeetechBus(Bus):
     The communication protocol manual of Feetech's serial bus servos.
     """
 
-    LAYOUT = {"torque": (40, 1), "goal": (42, 2), "position": (56, 2)}
+    LAYOUT: ClassVar = {"torque": (40, 1), "goal": (42, 2), "position": (56, 2)}
 
     def take(self, received: bytes) -> bytes:
         while (at := received.find(b"\xff\xff")) >= 0:

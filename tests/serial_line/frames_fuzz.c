@@ -1,7 +1,6 @@
-/* What the tests ask of edge_frames.h besides the simulator: `decode` says what becomes of each frame on stdin,
- * `corrupt N SEED` sends N corrupted commands to a link and says how many were acted upon, `watchdog`
- * when motors stop, `sizes` the layout.
- */
+/* What the tests ask of edge_frames.h besides the simulator: `decode` says what becomes of each frame on stdin, `encode
+ * TYPE SESSION SEQUENCE` makes one, `corrupt N SEED` sends N corrupted commands to a link and says how many were acted
+ * upon, `watchdog` when motors stop, `sizes` the layout. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -35,6 +34,15 @@ static int decode(void) {
     printf("\n");
   }
   return 0;
+}
+
+/* The frame of a type, session and sequence number whose payload is on stdin. */
+static int encode(char **words) {
+  static uint8_t payload[EDGE_MAX_PAYLOAD], wire[EDGE_MAX_WIRE];
+  const size_t length = fread(payload, 1, sizeof payload, stdin);
+  const size_t count = edge_encode((uint8_t)atoi(words[0]), (uint32_t)strtoul(words[1], NULL, 0),
+                                   (uint32_t)strtoul(words[2], NULL, 0), payload, (uint16_t)length, wire);
+  return fwrite(wire, 1, count, stdout) == count ? 0 : 1;
 }
 
 /* The only action that a command of this sequence number may carry. */
@@ -207,5 +215,6 @@ int main(int count, char **words) {
   if (count == 2 && strcmp(words[1], "sizes") == 0) return sizes();
   if (count == 4 && strcmp(words[1], "corrupt") == 0)
     return corrupt((uint32_t)strtoul(words[2], NULL, 0), strtoull(words[3], NULL, 0));
+  if (count == 5 && strcmp(words[1], "encode") == 0) return encode(words + 2);
   return 2;
 }

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from edge_sdk.control.frames import Field, WireSchema
+from edge_sdk.control.frames import WireSchema
 from places import ROOT
 from serial_faults import FaultyLine
+from simulated_robot import SCHEMA, Firmware
 
 FIRMWARE = ROOT / "edge_sdk" / "control" / "firmware"
 FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", f"-I{FIRMWARE}")
 SANITIZE = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-FUZZ = Path(__file__).with_name("frames_fuzz.c")
-
-SCHEMA = WireSchema(
-    action=(Field("left", "rad/s"), Field("right", "rad/s")),
-    observation=(Field("position", "rad", 2), Field("velocity", "rad/s", 2)),
-)
 
 
 @pytest.fixture(scope="session")
@@ -42,36 +36,6 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return done[source, flags]
 
     return compile_it
-
-
-class Firmware:
-    """The simulated microcontroller, and what it says."""
-
-    def __init__(self, program: Path, line: FaultyLine, log: Path, schema: WireSchema, heartbeat_limit_ms: int) -> None:
-        self.log = log
-        command = [program, line.robot_path, hex(schema.hash), schema.action_dim, heartbeat_limit_ms]
-        with log.open("w") as output:
-            self.process = subprocess.Popen([*map(str, command)], stdout=output, stderr=subprocess.PIPE)
-        self.wait_for("ready")
-
-    def said(self, word: str) -> list[list[str]]:
-        """The rest of each whole line that begins with ``word``."""
-        lines = self.log.read_text().split("\n")[:-1]
-        return [line.split()[1:] for line in lines if line.split()[0] == word]
-
-    def wait_for(self, word: str, times: int = 1, timeout_s: float = 10.0) -> None:
-        end = time.monotonic() + timeout_s
-        while len(self.said(word)) < times:
-            assert time.monotonic() < end, f"no {word!r} in {self.log.read_text()[-500:]}"
-            assert self.process.poll() is None
-            time.sleep(0.002)
-
-    def close(self) -> None:
-        """Ends it; a sanitizer would have ended it before, with words on stderr."""
-        assert self.process.poll() is None, self.process.stderr.read() if self.process.stderr else ""
-        self.process.kill()
-        _, said = self.process.communicate()
-        assert said == b""
 
 
 @pytest.fixture
