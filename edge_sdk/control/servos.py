@@ -60,7 +60,7 @@ class ServoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     rate_hz: float = 100.0
     """How often goals are written and positions are read."""
     watchdog_ms: int = 200
-    """Servos that can (Dynamixel) stop by themselves when the bus is silent for so long; 20 to 2540."""
+    """Without answers for so long the torque is taken off; Dynamixel servos stop by themselves. 20 to 2540."""
 
     def __post_init__(self) -> None:
         ids = [servo.id for servo in self.servos]
@@ -118,7 +118,8 @@ class ServoBus:
         self._ids = [servo.id for servo in config.servos]
         self._watchdog_steps = config.watchdog_ms // 20
         self._sent_s = time.monotonic()
-        self._holding = False
+        self.holding = False
+        """Whether the torque is on."""
         if not sdk.port.setBaudRate(config.baud_rate):
             raise LinkError(f"The vendor's SDK does not offer {config.baud_rate} baud. Choose another baud_rate.")
         sdk.port.ser.write_timeout = WRITE_TIMEOUT_S
@@ -141,7 +142,7 @@ class ServoBus:
     def set_goals(self, ticks: Sequence[int]) -> None:
         """A goal for every servo. Raises LinkError where their watchdogs may have stopped them meanwhile."""
         silent_s = time.monotonic() - self._sent_s
-        if self._table.watchdog is not None and self._holding and silent_s >= self._watchdog_steps * 0.02:
+        if self._table.watchdog is not None and self.holding and silent_s >= self._watchdog_steps * 0.02:
             raise LinkError(
                 explain(
                     "The bus was silent for longer than the watchdog waits",
@@ -154,7 +155,7 @@ class ServoBus:
 
     def hold(self) -> None:
         """Torque on, where the servos stand: an old goal in their memory must not move them."""
-        self._holding = False
+        self.holding = False
         if self._table.watchdog is not None:
             self._write(self._table.watchdog, [0] * len(self._ids))
         standing = self.positions()
@@ -163,11 +164,11 @@ class ServoBus:
         self.set_goals(standing)
         if self._table.watchdog is not None:
             self._write(self._table.watchdog, [self._watchdog_steps] * len(self._ids))
-        self._holding = True
+        self.holding = True
 
     def release(self) -> None:
         """Torque off."""
-        self._holding = False
+        self.holding = False
         self._write(self._table.torque, [0] * len(self._ids))
 
     def _write(self, register: Register, values: Sequence[int]) -> None:
@@ -204,6 +205,9 @@ class ServoRobot:
         self._position: tuple[np.ndarray, int] | None = None
         self._last_error = "nothing was tried"
         self.failures = 0
+        """How often the bus was given up, and opened anew."""
+        self.unanswered = 0
+        """How often an answer was missing or damaged without that."""
         self._torque_is_off = Event()
         self._closing = Event()
         self._thread = Thread(target=self._run, daemon=True)
@@ -282,8 +286,7 @@ class ServoRobot:
                 try:
                     self._cycle(bus)
                 except (OSError, LinkError) as error:
-                    if self._position is not None:
-                        backoff_s = FIRST_BACKOFF_S
+                    backoff_s = backoff_s if self._position is None else FIRST_BACKOFF_S
                     self._failed(error)
                 finally:
                     bus.close()
@@ -297,29 +300,41 @@ class ServoRobot:
             self.failures += 1
 
     def _cycle(self, bus: ServoBus) -> None:
-        """Reads and writes at the configured rate until closing, or an error."""
-        holding, next_s = True, time.monotonic()  # what the servos do is unknown: the torque is taken off first
+        """Steps at the configured rate until closing, or until no step has gone well for the watchdog's time."""
+        next_s = well_s = time.monotonic()
+        self._torque_is_off.clear()  # what the servos do is unknown
         while True:
+            try:
+                if not self._step(bus):
+                    return
+                well_s = time.monotonic()
+            except LinkError:
+                if time.monotonic() - well_s > self.config.watchdog_ms / 1000:
+                    raise
+                self.unanswered += 1
+            next_s = max(next_s + 1 / self.config.rate_hz, time.monotonic())
             with self._wake:
-                goal, released, closing = self._goal, self._released, self._closing.is_set()
-            if released and (holding or not self._torque_is_off.is_set()):
-                bus.release()
-                holding = False
-                self._torque_is_off.set()
-            if closing:
-                return
-            if goal is not None and not holding:
-                bus.hold()
-                holding = True
-            if goal is not None:
-                bus.set_goals(goal)
-            ticks = bus.positions()
-            angles = [servo.angle_rad(tick) for servo, tick in zip(self.config.servos, ticks)]
-            with self._wake:
-                self._position = np.array(angles, np.float32), time.monotonic_ns()
-                self._wake.notify_all()
-                next_s = max(next_s + 1 / self.config.rate_hz, time.monotonic())
                 self._wake.wait_for(self._halting, next_s - time.monotonic())
+
+    def _step(self, bus: ServoBus) -> bool:
+        """One goal and one observation; False when closing."""
+        with self._wake:
+            goal, closing = self._goal, self._closing.is_set()
+            release = self._released and not self._torque_is_off.is_set()
+        if release:
+            bus.release()
+            self._torque_is_off.set()
+        if closing:
+            return False
+        if goal is not None:
+            if not bus.holding:
+                bus.hold()
+            bus.set_goals(goal)
+        angles = [servo.angle_rad(ticks) for servo, ticks in zip(self.config.servos, bus.positions())]
+        with self._wake:
+            self._position = np.array(angles, np.float32), time.monotonic_ns()
+            self._wake.notify_all()
+        return True
 
     def _halting(self) -> bool:
         return self._closing.is_set() or (self._released and not self._torque_is_off.is_set())

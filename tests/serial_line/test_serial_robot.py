@@ -217,6 +217,7 @@ def test_a_full_line_never_holds_up_the_loop(
         slowest_s = max(slowest_s, time.monotonic() - before)
         sent += 1
         time.sleep(0.0002)
+    line.paused = False
     assert host.statistics().events["superseded"] > 10
     assert slowest_s < 0.5  # a write waits for a second
 

@@ -16,7 +16,7 @@ from edge_sdk.control.dynamixel_robot import TABLE as DYNAMIXEL
 from edge_sdk.control.dynamixel_robot import dynamixel_robot, open_dynamixel_bus
 from edge_sdk.control.feetech_robot import TABLE as FEETECH
 from edge_sdk.control.feetech_robot import feetech_robot
-from edge_sdk.control.servos import Servo, ServoConfig, ServoRobot
+from edge_sdk.control.servos import Servo, ServoBus, ServoConfig, ServoRobot
 from edge_sdk.errors import ConfigError, LinkError
 from servo_bus import Bus, DynamixelBus, FeetechBus, crc16
 
@@ -36,7 +36,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     for servo in bus.servos.values():
         servo.set("goal", 3000)  # left from yesterday
     open_robot = dynamixel_robot if request.param == "dynamixel" else feetech_robot
-    robot = open_robot(ServoConfig(port=bus.path, servos=SERVOS))
+    robot = open_robot(ServoConfig(port=bus.path, servos=SERVOS, watchdog_ms=600))
     yield Rig(bus, robot)
     robot.close()
     bus.close()
@@ -47,6 +47,28 @@ def wait_until(true: Callable[[], bool], timeout_s: float = 10.0) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.002)
+
+
+def hold(bus: ServoBus) -> None:
+    """On a busy machine the simulated servos may answer later than the SDK waits."""
+    for _ in range(20):
+        try:
+            return bus.hold()
+        except LinkError:
+            time.sleep(0.05)
+    return bus.hold()
+
+
+def test_one_lost_answer_is_no_failure(rig: Rig) -> None:
+    rig.robot.wait_ready()
+    rig.robot.act(np.zeros(2))
+    wait_until(lambda: positions(rig.bus) == [2048, 1000])
+    rig.bus.silent = {7}
+    wait_until(lambda: rig.robot.unanswered > 0)
+    rig.bus.silent = set()
+    rig.robot.act(np.array([0.1, 0.0]))
+    wait_until(lambda: positions(rig.bus) == [2048 + 65, 1000])
+    assert rig.robot.failures == 0
 
 
 def positions(bus: Bus) -> list[int]:
@@ -94,12 +116,13 @@ def test_a_servo_that_fails_is_said_and_comes_back_at_the_next_action_only(rig: 
         rig.bus.silent = {7}
     else:
         rig.bus.damaged = True
-    wait_until(lambda: rig.robot.failures > 1)
+    wait_until(lambda: rig.robot.failures > 0)
+    assert rig.robot.unanswered > 0
     with pytest.raises(LinkError, match="Check cables"):
         rig.robot.observe()
     with pytest.raises(LinkError, match="Check cables"):
         rig.robot.act(np.zeros(2))
-    assert rig.bus.servos[1].get("torque") == 0
+    wait_until(lambda: rig.bus.servos[1].get("torque") == 0)
     rig.bus.silent, rig.bus.damaged = set(), False
     rig.robot.wait_ready()
     assert rig.bus.servos[1].get("torque") == 0
@@ -110,14 +133,14 @@ def test_a_servo_that_fails_is_said_and_comes_back_at_the_next_action_only(rig: 
 def test_a_silent_bus_stops_a_dynamixel_by_its_own_watchdog_and_this_is_said() -> None:
     pytest.importorskip("dynamixel_sdk")
     simulated = DynamixelBus(START)
-    bus = open_dynamixel_bus(ServoConfig(port=simulated.path, servos=SERVOS, watchdog_ms=100))
-    bus.hold()
+    bus = open_dynamixel_bus(ServoConfig(port=simulated.path, servos=SERVOS, watchdog_ms=500))
+    hold(bus)
     bus.set_goals([2000, 2000])
     wait_until(lambda: positions(simulated) == [2000, 2000])
     wait_until(lambda: simulated.servos[1].get("watchdog") == 0xFF)
     with pytest.raises(LinkError, match="silent for longer than the watchdog waits"):
         bus.set_goals([2100, 2100])
-    bus.hold()
+    hold(bus)
     bus.set_goals([2200, 2200])
     wait_until(lambda: positions(simulated) == [2200, 2200])
     bus.close()
