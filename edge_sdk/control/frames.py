@@ -93,7 +93,7 @@ class Welcome(msgspec.Struct, frozen=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
-    """Either end is alive. A host sends zeros; what counts is that it came."""
+    """Robot to host: alive, where there is nothing else to say."""
 
     robot_ms: int
     state: int
@@ -132,7 +132,11 @@ class Fault(msgspec.Struct, frozen=True):
     """The robot's."""
 
 
-Message = Union[Hello, Welcome, Heartbeat, Command, Observation, Stop, Estop, Fault]
+class Alive(msgspec.Struct, frozen=True):
+    """Host to robot: alive, where there is nothing else to say. A shorted line returns no robot's heartbeat."""
+
+
+Message = Union[Hello, Welcome, Heartbeat, Command, Observation, Stop, Estop, Fault, Alive]
 
 TYPES: dict[int, tuple[type[Any], Struct]] = {
     1: (Hello, Struct("<QHHH")),
@@ -143,6 +147,7 @@ TYPES: dict[int, tuple[type[Any], Struct]] = {
     6: (Stop, Struct("<")),
     7: (Estop, Struct("<")),
     8: (Fault, Struct("<HQ")),
+    9: (Alive, Struct("<")),
 }
 """By their number on the wire; float32 values, where a message has some, follow the fixed part."""
 _NUMBERS = {message: number for number, (message, _) in TYPES.items()}

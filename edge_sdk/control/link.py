@@ -10,6 +10,7 @@ from edge_sdk.control.frames import (
     MAX_TTL_MS,
     PROTOCOL_VERSION,
     SEQUENCE_WINDOW,
+    Alive,
     Command,
     Estop,
     Fault,
@@ -73,9 +74,9 @@ class HostLink:
         schema = self.schema
         return self._frame(Hello(schema.hash, self.timeout_ms, schema.action_dim, schema.observation_dim))
 
-    def heartbeat(self) -> bytes:
+    def alive(self) -> bytes:
         """A sign of life."""
-        return self._frame(Heartbeat(0, 0))
+        return self._frame(Alive())
 
     def command(self, values: np.ndarray, expires_ms: int) -> bytes:
         """``values`` (action_dim,) until ``expires_ms``, from :meth:`expiry`."""

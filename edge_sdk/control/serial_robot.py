@@ -301,7 +301,7 @@ class SerialRobot:
             return link.hello()
         if self._wanted == "stop":
             return link.stop()
-        return link.heartbeat() if pending is None else link.command(*pending)
+        return link.alive() if pending is None else link.command(*pending)
 
     def _send(self, port: Any, frame: bytes) -> bool:
         try:

@@ -56,6 +56,8 @@ class FaultyLine:
         self.faults = Faults()
         self.cut: set[Direction] = set()
         """Directions in which nothing arrives."""
+        self.shorted: set[Direction] = set()
+        """Directions in which everything comes back to its sender."""
         self.held: set[Direction] = set()
         """Directions in which everything waits until it is let go."""
         self.flooded: set[Direction] = set()
@@ -121,6 +123,8 @@ class FaultyLine:
             self._waiting[direction] += arriving
             return
         arriving, self._waiting[direction] = self._waiting[direction] + arriving, b""
+        if direction in self.shorted:
+            sink = source
         if direction in self.cut or sink is None:
             return
         if direction in self.flooded:

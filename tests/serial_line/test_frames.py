@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from edge_sdk.control import frames
 from edge_sdk.control.frames import (
     TYPES,
+    Alive,
     Command,
     Estop,
     Fault,
@@ -61,6 +62,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Stop),
     st.builds(Estop),
     st.builds(Fault, U16, U64),
+    st.builds(Alive),
 )
 WIRES = st.builds(
     lambda message, session, sequence: encode(message, session=session, sequence=sequence), MESSAGES, U32, U32
@@ -162,7 +164,7 @@ def forged(draw: st.DrawFn) -> bytes:
     """A frame whose CRC is right and whose header need not be."""
     payload = draw(st.binary(max_size=530))
     body = struct.pack(
-        "<BBHII", draw(st.integers(0, 2)), draw(st.integers(0, 9)), draw(st.just(len(payload)) | U16), 1, 2
+        "<BBHII", draw(st.integers(0, 2)), draw(st.integers(0, 10)), draw(st.just(len(payload)) | U16), 1, 2
     )
     body += payload
     body += struct.pack("<I", frames.zlib.crc32(body))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from edge_sdk.control.frames import (
     MAX_TTL_MS,
     SEQUENCE_WINDOW,
+    Alive,
     Command,
     Fault,
     Frame,
@@ -64,6 +65,7 @@ def test_what_is_not_for_this_session_or_not_for_a_host_is_dropped(link: HostLin
     beat = Heartbeat(5000, State.RUNNING)
     assert receive(link, 11, beat, session=link.session ^ 1) is Result.BAD_SESSION
     assert receive(link, 11, Command(0, VALUES)) is Result.DIRECTION
+    assert receive(link, 11, Alive()) is Result.DIRECTION
     assert receive(link, 11, Observation(5000, State.RUNNING, VALUES[:-1])) is Result.BAD_VALUE
     assert link.state is State.STOPPED
     assert link.observation is None
@@ -116,7 +118,7 @@ def test_a_command_never_lives_longer_than_it_should(
 
 def test_each_session_and_each_frame_has_its_own_number() -> None:
     link = HostLink(SCHEMA, 100, 0)
-    wires = [link.hello(), link.heartbeat(), link.command(np.zeros(2, np.float32), 7), link.stop(), link.estop()]
+    wires = [link.hello(), link.alive(), link.command(np.zeros(2, np.float32), 7), link.stop(), link.estop()]
     sent = [decode(wire[1:-1]) for wire in wires]
     assert all(isinstance(frame, Frame) for frame in sent)
     assert [frame.sequence for frame in sent if isinstance(frame, Frame)] == [1, 2, 3, 4, 5]

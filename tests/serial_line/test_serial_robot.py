@@ -151,6 +151,20 @@ def test_a_line_that_is_dead_towards_the_host_stops_the_robot_too(
     assert host.statistics().events["lost"] == 1
 
 
+def test_a_shorted_line_keeps_neither_end_believing(
+    line: FaultyLine, firmware: Start, robot: Callable[..., SerialRobot]
+) -> None:
+    microcontroller, host = firmware(), robot(heartbeat_timeout_ms=200, ttl_ms=990)
+    host.wait_ready()
+    host.act(numbered(1))
+    microcontroller.wait_for("moving")
+    line.shorted = {"to_robot", "to_host"}
+    microcontroller.wait_for("still")
+    assert microcontroller.said("still")[0][-1] == "0"
+    wait_until(lambda: not has_link(host))
+    assert host.statistics().results["direction"] > 0
+
+
 def test_after_replugging_the_robot_moves_again_but_only_at_the_next_action(
     line: FaultyLine, firmware: Start, robot: Callable[..., SerialRobot]
 ) -> None:

@@ -42,6 +42,7 @@
 #define EDGE_STOP 6u
 #define EDGE_ESTOP 7u
 #define EDGE_FAULT 8u
+#define EDGE_ALIVE 9u
 
 #define EDGE_HELLO_BYTES 14u
 #define EDGE_WELCOME_BYTES 15u
@@ -51,6 +52,7 @@
 #define EDGE_STOP_BYTES 0u
 #define EDGE_ESTOP_BYTES 0u
 #define EDGE_FAULT_BYTES 10u
+#define EDGE_ALIVE_BYTES 0u
 
 #define EDGE_FAULT_SCHEMA 1u
 #define EDGE_FAULT_DIMENSION 2u
@@ -76,7 +78,7 @@ typedef enum {
   EDGE_AHEAD = 13, /* beyond the sequence window */
   EDGE_EXPIRED = 14,
   EDGE_BAD_VALUE = 15, /* not finite, or not as many as the robot has */
-  EDGE_DIRECTION = 16, /* a frame that only a robot sends */
+  EDGE_DIRECTION = 16, /* a frame that only the other end sends */
   EDGE_LATCHED = 17,   /* a command after an emergency stop */
   EDGE_REFUSED = 18,   /* a hello for another robot */
   EDGE_RESULTS = 19
@@ -188,42 +190,23 @@ typedef struct {
 
 static inline void edge_decoder_reset(edge_decoder *decoder) { decoder->count = decoder->encoded = decoder->left = 0; }
 
-/* How many payload bytes a type has: `fixed`, and further ones in steps of 4 where `floats`. 0 for an unknown type. */
-static inline int edge_payload_form(uint8_t type, uint16_t *fixed, int *floats) {
-  *floats = type == EDGE_COMMAND || type == EDGE_OBSERVATION;
-  switch (type) {
-    case EDGE_HELLO:
-      *fixed = EDGE_HELLO_BYTES;
-      return 1;
-    case EDGE_WELCOME:
-      *fixed = EDGE_WELCOME_BYTES;
-      return 1;
-    case EDGE_HEARTBEAT:
-      *fixed = EDGE_HEARTBEAT_BYTES;
-      return 1;
-    case EDGE_COMMAND:
-      *fixed = EDGE_COMMAND_BYTES;
-      return 1;
-    case EDGE_OBSERVATION:
-      *fixed = EDGE_OBSERVATION_BYTES;
-      return 1;
-    case EDGE_STOP:
-      *fixed = EDGE_STOP_BYTES;
-      return 1;
-    case EDGE_ESTOP:
-      *fixed = EDGE_ESTOP_BYTES;
-      return 1;
-    case EDGE_FAULT:
-      *fixed = EDGE_FAULT_BYTES;
-      return 1;
-    default:
-      return 0;
-  }
+/* Whether a payload of `length` bytes is one of a known type. */
+static inline int edge_payload_fits(uint8_t type, uint16_t length) {
+  static const uint8_t fixed[] = {0,
+                                  EDGE_HELLO_BYTES,
+                                  EDGE_WELCOME_BYTES,
+                                  EDGE_HEARTBEAT_BYTES,
+                                  EDGE_COMMAND_BYTES,
+                                  EDGE_OBSERVATION_BYTES,
+                                  EDGE_STOP_BYTES,
+                                  EDGE_ESTOP_BYTES,
+                                  EDGE_FAULT_BYTES,
+                                  EDGE_ALIVE_BYTES};
+  if (type == EDGE_COMMAND || type == EDGE_OBSERVATION) return length >= fixed[type] && (length - fixed[type]) % 4 == 0;
+  return length == fixed[type];
 }
 
 static inline edge_result edge_check(const uint8_t *body, size_t count, edge_frame *frame) {
-  uint16_t fixed;
-  int floats;
   if (count < EDGE_HEADER_BYTES + EDGE_CRC_BYTES) return EDGE_TOO_SHORT;
   if (edge_crc32(body, count - EDGE_CRC_BYTES) != edge_get32(body + count - EDGE_CRC_BYTES)) return EDGE_BAD_CRC;
   if (body[0] != EDGE_PROTOCOL_VERSION) return EDGE_BAD_VERSION;
@@ -234,10 +217,8 @@ static inline edge_result edge_check(const uint8_t *body, size_t count, edge_fra
   frame->payload = body + EDGE_HEADER_BYTES;
   if (frame->length != count - EDGE_HEADER_BYTES - EDGE_CRC_BYTES || frame->length > EDGE_MAX_PAYLOAD)
     return EDGE_BAD_LENGTH;
-  if (!edge_payload_form(frame->type, &fixed, &floats)) return EDGE_BAD_TYPE;
-  if (frame->length < fixed || (floats ? (frame->length - fixed) % 4 != 0 : frame->length != fixed))
-    return EDGE_BAD_PAYLOAD;
-  return EDGE_ACCEPTED;
+  if (frame->type == 0 || frame->type > EDGE_ALIVE) return EDGE_BAD_TYPE;
+  return edge_payload_fits(frame->type, frame->length) ? EDGE_ACCEPTED : EDGE_BAD_PAYLOAD;
 }
 
 /* Takes one byte. EDGE_ACCEPTED: `frame` is a whole and undamaged one; a reason: a frame was dropped. */
@@ -298,7 +279,7 @@ static inline void edge_link_start(edge_link *link, uint64_t schema_hash, uint16
   link->heartbeat_limit_ms = link->heartbeat_timeout_ms = heartbeat_limit_ms;
 }
 
-/* Whether `value` is neither infinite nor NaN, by its bits: a compiler's -ffast-math cannot take this away. */
+/* Whether a float is neither infinite nor NaN, by its bits: -ffast-math cannot take this away. */
 static inline int edge_finite(uint32_t bits) { return (bits & 0x7F800000u) != 0x7F800000u; }
 
 static inline edge_result edge_link_hello(edge_link *link, const edge_frame *frame) {
@@ -351,8 +332,9 @@ static inline edge_result edge_link_sequence(const edge_link *link, const edge_f
 static inline edge_result edge_link_frame(edge_link *link, const edge_frame *frame, uint32_t now_ms) {
   const int same = link->session != 0 && frame->session == link->session;
   edge_result result = EDGE_ACCEPTED;
-  if (frame->type == EDGE_WELCOME || frame->type == EDGE_OBSERVATION || frame->type == EDGE_FAULT)
-    return EDGE_DIRECTION;
+  if (frame->type == EDGE_WELCOME || frame->type == EDGE_HEARTBEAT || frame->type == EDGE_OBSERVATION ||
+      frame->type == EDGE_FAULT)
+    return EDGE_DIRECTION; /* also our own, where the line is shorted */
   /* An emergency stop is taken from whoever sends one, also before a hello. */
   if (frame->type == EDGE_ESTOP) link->state = EDGE_EMERGENCY;
   if (!same && frame->type == EDGE_HELLO) {
