@@ -136,7 +136,6 @@ class HostLink:
         """Keeps the later of what the robot says and what it must have reached: both are lower bounds."""
         if self._received is None:
             self._robot_ms, self._robot_ns = float(robot_ms), now_ns
-            return
         ahead_ms = self._ahead_ms(robot_ms, now_ns)
         self._robot_ms, self._robot_ns = self.robot_ms(now_ns) + max(ahead_ms, 0.0), now_ns
 

@@ -242,7 +242,7 @@ class SerialRobot:
         fault = self._link.fault
         self._link = self._new_link()
         self._link.fault = fault
-        self._pending = None
+        self._pending = None  # its time was that of another session, perhaps of another start of the firmware
 
     def _open_port(self) -> bool:
         config = self.config

@@ -1,6 +1,6 @@
 /* What the tests ask of edge_frames.h besides the simulator: `decode` says what becomes of each frame on stdin, `encode
  * TYPE SESSION SEQUENCE` makes one, `corrupt N SEED` sends N corrupted commands to a link and says how many were acted
- * upon, `watchdog` when motors stop, `sizes` the layout. */
+ * upon, `watchdog` when motors stop, `refuse` whom it does not listen to, `sizes` the layout. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -171,6 +171,21 @@ static int corrupt(uint32_t count, uint64_t seed) {
   return 0;
 }
 
+/* What becomes of a hello for this robot, for one with another schema, with another action and with another
+ * observation. */
+static int refuse(void) {
+  uint8_t wire[EDGE_MAX_WIRE];
+  for (uint16_t i = 0; i < 4; i++) {
+    static edge_link link;
+    edge_result result = EDGE_NOTHING;
+    edge_link_start(&link, i == 1 ? SCHEMA ^ 1 : SCHEMA, i == 2 ? DIM + 1 : DIM, i == 3 ? DIM + 1 : DIM, 100);
+    const size_t count = hello(wire);
+    for (size_t at = 0; at < count; at++) result = edge_link_receive(&link, wire[at], 0);
+    printf("%d %lu %d\n", (int)result, (unsigned long)link.session, (int)link.fault);
+  }
+  return 0;
+}
+
 /* By a clock of our own: the last millisecond at which the motors may turn, after a heartbeat, and after a command. */
 static int watchdog(void) {
   static const uint32_t starts[] = {0, 1000, 0xFFFFFFF0u, 0xFFFFFF9Bu};
@@ -212,6 +227,7 @@ static int sizes(void) {
 
 int main(int count, char **words) {
   if (count == 2 && strcmp(words[1], "decode") == 0) return decode();
+  if (count == 2 && strcmp(words[1], "refuse") == 0) return refuse();
   if (count == 2 && strcmp(words[1], "watchdog") == 0) return watchdog();
   if (count == 2 && strcmp(words[1], "sizes") == 0) return sizes();
   if (count == 4 && strcmp(words[1], "corrupt") == 0)

@@ -63,8 +63,8 @@ class Bus:
         self.servos = {number: Servo(self.LAYOUT, position) for number, position in positions.items()}
         self.silent: set[int] = set()
         """Servos that do not answer."""
-        self.damaged = False
-        """Every answer has a flipped bit."""
+        self.damaged: set[int] = set()
+        """Servos whose answers have a flipped bit."""
         self._master, self._slave = pty.openpty()
         tty.setraw(self._slave)
         self.path = os.ttyname(self._slave)
@@ -98,7 +98,7 @@ class Bus:
         if number in self.silent:
             return
         packet = bytearray(self.status(number, data))
-        packet[-1] ^= self.damaged
+        packet[-1] ^= number in self.damaged
         os.write(self._master, packet)
 
     def sync_read(self, address: int, size: int, numbers: bytes) -> None:

@@ -7,6 +7,7 @@ import random
 import re
 import struct
 import subprocess
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -167,24 +168,60 @@ def forged(draw: st.DrawFn) -> bytes:
         "<BBHII", draw(st.integers(0, 2)), draw(st.integers(0, 10)), draw(st.just(len(payload)) | U16), 1, 2
     )
     body += payload
-    body += struct.pack("<I", frames.zlib.crc32(body))
+    body += struct.pack("<I", zlib.crc32(body))
     return b"\0" + frames.cobs.encode(body) + b"\0"
+
+
+def python_decoder(stream: bytes, piece: int) -> list[str]:
+    """A line for each frame, of a stream that comes in pieces of so many bytes."""
+    decoder = FrameDecoder()
+    lines = []
+    for at in range(0, len(stream), piece):
+        for frame in decoder.push(stream[at : at + piece]):
+            if isinstance(frame, Result):
+                lines.append(str(frame.value))
+                continue
+            number = next(number for number, (kind, _) in TYPES.items() if kind is type(frame.message))
+            lines.append(f"1 {number} {frame.session} {frame.sequence} {payload_of(frame.message).hex()}".rstrip())
+    return lines
+
+
+def c_decoder(compiled: Callable[..., Path], stream: bytes) -> list[str]:
+    said = subprocess.run([compiled(FUZZ, *SANITIZE), "decode"], input=stream, capture_output=True, check=True).stdout
+    return [line.rstrip() for line in said.decode().splitlines()]
 
 
 @OFTEN
 @given(streams(), st.integers(1, 200))
 def test_both_decoders_say_the_same_of_any_bytes(compiled: Callable[..., Path], stream: bytes, piece: int) -> None:
-    decoder = FrameDecoder()
-    ours: list[str] = []
-    for at in range(0, len(stream), piece):
-        for frame in decoder.push(stream[at : at + piece]):
-            if isinstance(frame, Result):
-                ours.append(str(frame.value))
-                continue
-            number = next(number for number, (kind, _) in TYPES.items() if kind is type(frame.message))
-            ours.append(f"1 {number} {frame.session} {frame.sequence} {payload_of(frame.message).hex()}")
-    said = subprocess.run([compiled(FUZZ, *SANITIZE), "decode"], input=stream, capture_output=True, check=True).stdout
-    assert [line.rstrip() for line in said.decode().splitlines()] == [line.rstrip() for line in ours]
+    assert c_decoder(compiled, stream) == python_decoder(stream, piece)
+
+
+@pytest.mark.parametrize("floats", [121, 122, 123])
+def test_blocks_without_a_zero_are_the_same_in_c(compiled: Callable[..., Path], floats: int) -> None:
+    """COBS has a rule of its own for runs of 254 bytes; with 122 values the frame ends where such a run does."""
+    message = Command(0x01010101, np.full(floats, 0x01010101, np.uint32).view(np.float32))
+    wires = [encode(message, session=0x01010101, sequence=0x01010101 + i) for i in range(4)]
+    bodies = [frames.cobs.decode(wire[1:-1]) for wire in wires]
+    assert any(0 not in body for body in bodies)
+    for i, wire in enumerate(wires):
+        command = [compiled(FUZZ, *SANITIZE), "encode", "4", str(0x01010101), str(0x01010101 + i)]
+        said = subprocess.run(command, input=payload_of(message), capture_output=True, check=True).stdout
+        assert said == wire
+    assert c_decoder(compiled, b"".join(wires)) == python_decoder(b"".join(wires), 100)
+
+
+def test_a_payload_that_only_just_fits_between_two_zeros_is_too_long(compiled: Callable[..., Path]) -> None:
+    body = struct.pack("<BBHII", 1, 5, 513, 1, 2) + bytes(513)
+    wire = b"\0" + frames.cobs.encode(body + struct.pack("<I", zlib.crc32(body))) + b"\0"
+    assert len(wire) - 2 <= frames.MAX_ENCODED
+    assert c_decoder(compiled, wire) == python_decoder(wire, 100) == [str(Result.BAD_LENGTH.value)]
+
+
+def test_a_firmware_listens_only_to_a_host_for_its_robot(compiled: Callable[..., Path]) -> None:
+    said = subprocess.run([compiled(FUZZ, *SANITIZE), "refuse"], capture_output=True, text=True, check=True).stdout
+    schema, dimension = FaultCode.SCHEMA.value, FaultCode.DIMENSION.value
+    assert said.splitlines() == ["1 77 0", f"18 0 {schema}", f"18 0 {dimension}", f"18 0 {dimension}"]
 
 
 def test_a_stream_without_an_end_takes_no_memory() -> None:

@@ -115,7 +115,7 @@ def test_a_servo_that_fails_is_said_and_comes_back_at_the_next_action_only(rig: 
     if what == "silent":
         rig.bus.silent = {7}
     else:
-        rig.bus.damaged = True
+        rig.bus.damaged = {1}  # the other one answers well
     wait_until(lambda: rig.robot.failures > 0)
     assert rig.robot.unanswered > 0
     with pytest.raises(LinkError, match="Check cables"):
@@ -123,7 +123,7 @@ def test_a_servo_that_fails_is_said_and_comes_back_at_the_next_action_only(rig: 
     with pytest.raises(LinkError, match="Check cables"):
         rig.robot.act(np.zeros(2))
     wait_until(lambda: rig.bus.servos[1].get("torque") == 0)
-    rig.bus.silent, rig.bus.damaged = set(), False
+    rig.bus.silent, rig.bus.damaged = set(), set()
     rig.robot.wait_ready()
     assert rig.bus.servos[1].get("torque") == 0
     rig.robot.act(np.array([0.1, 0.1]))
