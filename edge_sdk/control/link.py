@@ -124,7 +124,7 @@ class HostLink:
         self.state = State(message.state) if message.state in list(State) else State.WAITING
         if isinstance(message, Welcome):
             self.timeout_ms = message.timeout_ms
-            self.ready = True
+            self.ready, self.fault = True, None
         elif isinstance(message, Observation):
             self.observation = message
             self.observed_ns = now_ns + int(self._ahead_ms(message.robot_ms, now_ns) * 1e6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import termios
 import time
 from collections import Counter
 from threading import Condition, Event, Thread
@@ -15,6 +16,8 @@ from edge_sdk.control.frames import MAX_TTL_MS, FrameDecoder, Result, State, Wir
 from edge_sdk.control.link import HostLink
 from edge_sdk.errors import ConfigError, LinkError, explain
 
+LINE_ERRORS = (OSError, termios.error)
+"""What pyserial raises when a port vanishes; its own exceptions are OSErrors."""
 READ_BYTES = 2048
 """Half of what a Linux terminal holds: a read that is full has more behind it."""
 FLOOD_PAUSE_S = 0.005
@@ -178,7 +181,7 @@ class SerialRobot:
         self._close_port()
 
     def _require_link(self) -> None:
-        if self._link.ready:
+        if self._link.ready and all(thread.is_alive() for thread in self._threads):
             return
         refused = self._link.explain_fault()
         raise LinkError(
@@ -207,7 +210,7 @@ class SerialRobot:
                 decoder, backoff_s, heard_ns = FrameDecoder(), FIRST_BACKOFF_S, time.monotonic_ns()
             try:
                 received = self._port.read(max(1, min(self._port.in_waiting, READ_BYTES)))
-            except (OSError, serial.SerialException) as error:
+            except LINE_ERRORS as error:
                 self._unplugged(str(error))
                 continue
             now_ns = time.monotonic_ns()
@@ -251,8 +254,9 @@ class SerialRobot:
             port = serial.serial_for_url(
                 config.url, config.baud_rate, timeout=period_s, write_timeout=period_s, exclusive=True
             )
-        except (OSError, ValueError, serial.SerialException) as error:
-            self._last_error = str(error)
+        except (*LINE_ERRORS, ValueError) as error:
+            with self._wake:
+                self._last_error = str(error)
             return False
         with self._wake:
             self._broken = False
@@ -296,7 +300,7 @@ class SerialRobot:
         link, pending = self._link, self._pending
         self._pending = None
         if self._wanted == "estop":
-            return link.estop()
+            return link.estop() if link.ready else link.estop() + link.hello()
         if not link.ready:
             return link.hello()
         if self._wanted == "stop":
@@ -310,7 +314,7 @@ class SerialRobot:
             with self._wake:
                 self._events["write_timeout"] += 1
             return False
-        except (OSError, TypeError, serial.SerialException) as error:
+        except (*LINE_ERRORS, TypeError) as error:
             # TypeError: pyserial's way to say that the other thread has just closed the port.
             with self._wake:
                 if port is self._port:

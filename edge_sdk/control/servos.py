@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import termios
 import time
 from collections.abc import Callable, Sequence
 from threading import Condition, Event, Thread
@@ -16,6 +17,8 @@ from edge_sdk.errors import ConfigError, LinkError, explain
 TICKS_PER_TURN = 4096
 """Of every Dynamixel X and Feetech STS servo."""
 WRITE_TIMEOUT_S = 0.1
+BUS_ERRORS = (LinkError, OSError, termios.error)
+"""What ends the work with an open bus; pyserial's own exceptions are OSErrors."""
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.05, 1.0
 
 
@@ -111,7 +114,7 @@ class Sdk(NamedTuple):
 
 
 class ServoBus:
-    """An open bus. Every method raises LinkError, or pyserial's OSError, where the bus does not do as it should."""
+    """An open bus. Every method raises one of BUS_ERRORS where the bus does not do as it should."""
 
     def __init__(self, config: ServoConfig, table: ControlTable, sdk: Sdk) -> None:
         self._table, self._sdk = table, sdk
@@ -264,7 +267,7 @@ class ServoRobot:
         self._thread.join()
 
     def _require_position(self) -> tuple[np.ndarray, int]:
-        if self._position is None:
+        if self._position is None or not self._thread.is_alive():
             raise LinkError(
                 explain(
                     f"The servos at {self.config.port}",
@@ -280,12 +283,12 @@ class ServoRobot:
         while not self._closing.is_set():
             try:
                 bus = self._open_bus()
-            except (OSError, LinkError) as error:
+            except BUS_ERRORS as error:
                 self._failed(error)
             else:
                 try:
                     self._cycle(bus)
-                except (OSError, LinkError) as error:
+                except BUS_ERRORS as error:
                     backoff_s = backoff_s if self._position is None else FIRST_BACKOFF_S
                     self._failed(error)
                 finally:

@@ -188,6 +188,22 @@ def test_after_replugging_the_robot_moves_again_but_only_at_the_next_action(
     assert host.statistics().events["opened"] == 3
 
 
+def test_an_emergency_stop_holds_across_replugging_and_the_robot_is_still_seen(
+    line: FaultyLine, firmware: Start, robot: Callable[..., SerialRobot]
+) -> None:
+    firmware()
+    host = robot(heartbeat_timeout_ms=200)
+    host.wait_ready()
+    line.unplug()
+    wait_until(lambda: not has_link(host))
+    host.estop()
+    line.plug()
+    host.wait_ready()
+    with pytest.raises(LinkError, match="emergency stop"):
+        host.act(numbered(1))
+    assert host.observe()["position"].tolist() == [0.0, 0.0]
+
+
 def test_a_flood_neither_moves_the_robot_nor_swamps_the_host(
     line: FaultyLine, firmware: Start, robot: Callable[..., SerialRobot]
 ) -> None:
