@@ -171,6 +171,19 @@ static int corrupt(uint32_t count, uint64_t seed) {
   return 0;
 }
 
+/* What becomes of the robot's own frames, on a line that returns them. */
+static void echo(edge_link *link) {
+  static const float values[DIM] = {0};
+  uint8_t wires[3][EDGE_MAX_WIRE];
+  const size_t counts[3] = {edge_link_reply(link, 1, wires[0]), edge_link_observation(link, 2, values, wires[1]),
+                            edge_link_heartbeat(link, 3, wires[2])};
+  for (int i = 0; i < 3; i++) {
+    edge_result result = EDGE_NOTHING;
+    for (size_t at = 0; at < counts[i]; at++) result = edge_link_receive(link, wires[i][at], 3);
+    printf("%d %lu\n", (int)result, (unsigned long)link->valid_at_ms);
+  }
+}
+
 /* What becomes of a hello for this robot, for one with another schema, with another action and with another
  * observation. */
 static int refuse(void) {
@@ -182,6 +195,7 @@ static int refuse(void) {
     const size_t count = hello(wire);
     for (size_t at = 0; at < count; at++) result = edge_link_receive(&link, wire[at], 0);
     printf("%d %lu %d\n", (int)result, (unsigned long)link.session, (int)link.fault);
+    if (i == 0) echo(&link);
   }
   return 0;
 }
