@@ -152,7 +152,7 @@ def test_a_line_that_is_dead_towards_the_host_stops_the_robot_too(
     line.cut = set()
     host.wait_ready()
     assert acted_upon(microcontroller) == [1]
-    assert host.statistics().events["lost"] == 1
+    assert host.statistics().events["lost"] >= 1
 
 
 def test_a_shorted_line_keeps_neither_end_believing(
@@ -185,7 +185,7 @@ def test_after_replugging_the_robot_moves_again_but_only_at_the_next_action(
         line.plug()
         host.wait_ready()
         assert acted_upon(microcontroller) == list(range(1, round_ + 1)), name
-    assert host.statistics().events["opened"] == 3
+    assert host.statistics().events["opened"] >= 3
 
 
 def test_an_emergency_stop_holds_across_replugging_and_the_robot_is_still_seen(
