@@ -33,6 +33,10 @@ class CheckpointError(EdgeError):
     """A checkpoint is missing tensors, has misshapen ones, or is of an unknown family."""
 
 
+class LinkError(EdgeError):
+    """There is no working line to a robot."""
+
+
 class BackendError(EdgeError):
     """No engine can run the bundle on this machine, or the engine refused it."""
 
