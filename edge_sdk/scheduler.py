@@ -247,14 +247,16 @@ class Scheduler:
 
     def _run(self) -> None:
         while True:
-            batch = self._next_batch()
-            started = time.monotonic()
-            self._try(batch)
-            self._step_s = time.monotonic() - started
-            with self._news:
-                self._expected = {request.seat for request in batch if len(request.token_ids) == 1}
-            for request in batch:
-                request.done.set()
+            self._answer(self._next_batch())  # nothing here refers to a batch while the next one is waited for
+
+    def _answer(self, batch: list[_Request]) -> None:
+        started = time.monotonic()
+        self._try(batch)
+        self._step_s = time.monotonic() - started
+        with self._news:
+            self._expected = {request.seat for request in batch if len(request.token_ids) == 1}
+        for request in batch:
+            request.done.set()
 
     def _next_batch(self) -> list[_Request]:
         """Single tokens together, or one session's block of a prompt; the highest priority, and the oldest, first."""

@@ -103,7 +103,7 @@ class Session:
     def append(self, text: str | Sequence[int]) -> None:
         """As :meth:`read`, but what was added is not read before an answer begins. Raises PromptError."""
         self._check_open()
-        ids = self.model.codec.encode(text) if isinstance(text, str) else list(text)
+        ids = self.model.codec.encode(text) if isinstance(text, str) else self._known(text)
         self._check_room(len(self.everything) + len(ids), answer=0)
         self._end_answer()
         self._text += text if isinstance(text, str) else self.model.codec.decode(ids)
@@ -200,6 +200,15 @@ class Session:
         self._pending.append(token_id)
         self._text += text
         self.messages[-1]["content"] += text
+
+    def _known(self, token_ids: Sequence[int]) -> list[int]:
+        """Token ids that the model has: others would fail a step, and with it whoever shares that."""
+        vocab = self.model.config.vocab_size
+        if outside := [token_id for token_id in token_ids if not 0 <= token_id < vocab]:
+            raise PromptError(
+                explain("Token ids", expected=f"0 to {vocab - 1}", found=outside[0], todo="Encode by this tokenizer.")
+            )
+        return list(token_ids)
 
     def _end_answer(self) -> None:
         if self._answer is not None and (answer := self._answer()) is not None:

@@ -26,8 +26,8 @@ import numpy as np
 from edge_sdk.backends import Snapshot
 from edge_sdk.errors import StateError, explain
 from edge_sdk.files import new_file
-from edge_sdk.model import ModelConfig
 from edge_sdk.memory_budget import MemoryBudget
+from edge_sdk.model import ModelConfig
 
 MAGIC = b"EDGESTA2"
 ALIGNMENT, CHECKSUM_BYTES, PREFIX_BYTES = 64, 4, 16
