@@ -1,10 +1,10 @@
 """Saved, restored and forked sessions, prompts known and unknown, and sessions at once: ours beside llama.cpp.
 
     python benchmarks/sessions.py --ours build/demo/student build/bench/260m-int4 \\
-      --llama-python build/bench/llama/bin/python --gguf Q4_0=build/bench/260m-Q4_0.gguf --json build/bench/sessions.json
+      --llama-python build/bench/llama/bin/python --gguf Q4_0=build/bench/260m-Q4_0.gguf
 
-Each contender runs in a process of its own, one after the other. It prints Markdown. ``--quick`` takes minutes less: short
-contexts and few rounds. docs/benchmarks.md says what the columns are.
+Each contender runs in a process of its own, one after the other. It prints Markdown. ``--quick`` takes minutes less:
+short contexts and few rounds. docs/benchmarks.md says what the columns are.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ class StateTimes(msgspec.Struct, frozen=True):
     fork_ms: list[float]
     """Until another session can be fed; a copy may be put off until then."""
     fork_step_ms: list[float]
-    """With one token fed to it."""
+    """With one token fed to it, and its states its own."""
 
 
 class PromptTimes(msgspec.Struct, frozen=True):
@@ -137,8 +139,7 @@ def state_times(model: LanguageModel, context: int, plan: Plan) -> StateTimes:
             took, fork = timed(session.fork)
             forks.append(took)
             with fork:
-                fork.append([3])
-                steps.append(took + timed(lambda fork=fork: fork.generate(None, max_new_tokens=1))[0])
+                steps.append(took + timed(partial(fork.read, [3, 3]))[0])
     size = path.stat().st_size
     path.unlink()
     return StateTimes(context, size, saves, restores, forks, steps)
@@ -169,28 +170,32 @@ def batch_rates(model: LanguageModel, count: int, plan: Plan) -> BatchRates:
         sessions = [model.session() for _ in range(count)]
         for number, session in enumerate(sessions):
             session.read([3 + (number * 7 + index) % (model.config.vocab_size - 3) for index in range(QUESTION)])
-        made, gate = list[int](), threading.Barrier(count + 1)
-
-        def answer(session: Session) -> None:
-            gate.wait()
-            made.append(len(session.generate(None, max_new_tokens=plan.tokens).token_ids))
-
-        threads = [threading.Thread(target=answer, args=(session,)) for session in sessions]
-        for thread in threads:
-            thread.start()
-        gate.wait()
-        took = timed(lambda: [thread.join() for thread in threads])[0]
-        rates.append(sum(made) / took * 1e3)
+        rates.append(rate_together(sessions, plan.tokens))
         for session in sessions:
             session.close()
     return BatchRates(count, rates)
+
+
+def rate_together(sessions: Sequence[Session], tokens: int) -> float:
+    """Tokens per second of all sessions, from the moment when all may begin to the last one's end."""
+    gate = threading.Barrier(len(sessions) + 1)
+
+    def answer(session: Session) -> int:
+        gate.wait()
+        return len(session.generate(None, max_new_tokens=tokens).token_ids)
+
+    with ThreadPoolExecutor(len(sessions)) as pool:
+        answers = [pool.submit(answer, session) for session in sessions]
+        gate.wait()
+        took_ms, made = timed(lambda: sum(each.result() for each in answers))
+    return float(made / took_ms * 1e3)
 
 
 def measure_ours(bundle: Path, plan: Plan) -> Result:
     """Everything of one bundle, as far as its context goes."""
     with tempfile.TemporaryDirectory(dir=bundle.parent) as temporary:
         path = with_context(bundle, max(plan.contexts) + 1, Path(temporary))
-        load = {"threads": plan.threads, "verify_hashes": False}
+        load: dict[str, Any] = {"threads": plan.threads, "verify_hashes": False}
         model = edge_sdk.load(path, prefix_cache_bytes=0, **load)
         longest = model.config.max_length
         contexts = sorted({min(context, longest - 2) for context in plan.contexts})
@@ -226,8 +231,8 @@ def report(results: Sequence[Result], plan: Plan, disturbed: float) -> Iterable[
     for result in results:
         for prompt in result.prompts:
             ratio = float(np.median(prompt.unknown_ms) / np.median(prompt.known_ms))
-            times = (prompt.unknown_ms, prompt.known_ms)
-            yield f"| {result.name} | {prompt.context:,} | {' | '.join(map(percentiles, times))} | {ratio:.1f} |"
+            unknown, known = percentiles(prompt.unknown_ms), percentiles(prompt.known_ms)
+            yield f"| {result.name} | {prompt.context:,} | {unknown} | {known} | {ratio:.1f} |"
     yield f"\n| tokens/s of all sessions | {' | '.join(str(count) for count in plan.sessions)} |"
     yield f"|---|{'---|' * len(plan.sessions)}"
     for result in results:

@@ -41,14 +41,13 @@ class MemoryBudget:
         return sum(memory.nbytes for memory in list(self._given.values()))
 
     def take(self, size: int) -> np.ndarray:
-        """So many zeros (size) uint8, every page of them touched. Raises MemoryLimitError."""
+        """So many bytes (size) uint8, with anything in them. Raises MemoryLimitError."""
         with self._lock:
             self.check(size)
             try:
                 memory = np.empty(size, dtype=np.uint8)
             except MemoryError:  # the process has a limit of its own (ulimit -v)
                 raise _refusal(size, "less than that") from None
-            memory.fill(0)
             self._given[next(self._numbers)] = memory
         return memory
 

@@ -118,10 +118,9 @@ def _read_header(path: Path, file: BinaryIO, model_id: str, model: ModelConfig) 
 
 def _checked(path: Path, token_ids: Sequence[int] | np.ndarray, model: ModelConfig) -> list[int]:
     """Token ids that the model has."""
-    ids = list(map(int, token_ids))
-    if ids and not 0 <= min(ids) <= max(ids) < model.vocab_size:
+    if len(token_ids) and not 0 <= np.min(token_ids) <= np.max(token_ids) < model.vocab_size:
         _refuse(path, f"token ids below {model.vocab_size}", "others")
-    return ids
+    return list(map(int, token_ids)) if isinstance(token_ids, Sequence) else token_ids.tolist()
 
 
 def _pieces(array: np.ndarray) -> Iterator[memoryview]:

@@ -42,7 +42,7 @@ class OrtStates(RowStates):
         content: Sequence[np.ndarray] = (),
         past_length: np.ndarray | int = 0,
     ) -> None:
-        """``content``: the states, their caches as long as ``past_length`` says; zeros where there is none."""
+        """``content``: the states, their caches as long as ``past_length`` says; if empty, zeros."""
         super().__init__(batch, capacity)
         self.past_length[:] = past_length
         self.engine, self.specs = engine, specs
@@ -51,10 +51,11 @@ class OrtStates(RowStates):
         self._make(content)
 
     def _make(self, content: Sequence[np.ndarray]) -> None:
-        new, place = self._zeros(), self.engine.place
-        for array, part in zip(used(self.specs, new, int(self.past_length.max())), content):
-            array[...] = part
-        self.sets = [place.put(new), *self._further_sets(new)]
+        sizes = {"batch": len(self.past_length), "capacity": self.capacity}
+        new = buffers(self.specs, self.engine.budget, **sizes) if content else self._zeros()
+        if content:
+            fill(self.specs, new, content, int(self.past_length.max()))
+        self.sets = [self.engine.place.put(new), *self._further_sets(new)]
         self.turn = 0
         """The set that holds the states now."""
         self._views: dict[tuple[int, int], OrtRows] = {}
@@ -135,11 +136,26 @@ class OrtRows(OrtStates):
 
 
 def zeros(specs: Sequence[TensorSpec], budget: MemoryBudget, **sizes: int) -> list[np.ndarray]:
-    """Zeros of these specs and sizes, each beginning at a cache line, in one piece of memory.
+    """As :func:`buffers`, zeros: to touch a page for the first time costs microseconds, which no step should pay."""
+    made = buffers(specs, budget, **sizes)
+    for array in made:
+        array.fill(0)
+    return made
 
-    One piece is large enough for numpy to ask for huge pages. Its pages are touched before they are used: to touch one
-    for the first time costs microseconds, and thousands of them would make the first step late. Raises
-    MemoryLimitError.
+
+def fill(specs: Sequence[TensorSpec], arrays: list[np.ndarray], content: Sequence[np.ndarray], length: int) -> None:
+    """Writes states (batch, ...) whose caches have ``length`` positions into arrays that have more; zeros behind."""
+    for spec, array, part in zip(specs, arrays, content):
+        if "capacity" in spec.shape:
+            array[:, :, :length], array[:, :, length:] = part, 0
+        else:
+            array[...] = part
+
+
+def buffers(specs: Sequence[TensorSpec], budget: MemoryBudget, **sizes: int) -> list[np.ndarray]:
+    """Memory of these specs and sizes, each beginning at a cache line, in one piece.
+
+    One piece is large enough for numpy to ask for huge pages. Raises MemoryLimitError.
     """
     arrays = [(spec.sized(**sizes), np.dtype(spec.dtype)) for spec in specs]
     lengths = [math.prod(shape) * dtype.itemsize for shape, dtype in arrays]
