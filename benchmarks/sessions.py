@@ -166,7 +166,7 @@ def prompt_times(model: LanguageModel, context: int, rounds: int) -> PromptTimes
 def batch_rates(model: LanguageModel, count: int, plan: Plan) -> BatchRates:
     """Sessions that answer at the same time, their prompts read before."""
     rates = []
-    for _ in range(min(plan.rounds, 5)):
+    for _ in range(max(1, min(plan.rounds // 3, 5))):
         sessions = [model.session() for _ in range(count)]
         for number, session in enumerate(sessions):
             session.read([3 + (number * 7 + index) % (model.config.vocab_size - 3) for index in range(QUESTION)])
@@ -194,7 +194,7 @@ def rate_together(sessions: Sequence[Session], tokens: int) -> float:
 def measure_ours(bundle: Path, plan: Plan) -> Result:
     """Everything of one bundle, as far as its context goes."""
     with tempfile.TemporaryDirectory(dir=bundle.parent) as temporary:
-        path = with_context(bundle, max(plan.contexts) + 1, Path(temporary))
+        path = with_context(bundle, max(plan.contexts) + 2, Path(temporary))
         load: dict[str, Any] = {"threads": plan.threads, "verify_hashes": False}
         model = edge_sdk.load(path, prefix_cache_bytes=0, **load)
         longest = model.config.max_length

@@ -135,7 +135,7 @@ def prompt_times(model: Model, context: int, rounds: int) -> dict[str, Any]:
 def batch_rates(model: Model, count: int, tokens: int, rounds: int) -> dict[str, Any]:
     """As in sessions.py; which tokens are fed does not depend on the logits."""
     rates = []
-    for _ in range(min(rounds, 5)):
+    for _ in range(max(1, min(rounds // 3, 5))):
         model.forget()
         for sequence in range(count):
             model.read([3 + (sequence * 7 + index) % (model.vocab - 3) for index in range(QUESTION)], 0, sequence)

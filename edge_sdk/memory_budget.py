@@ -19,11 +19,16 @@ KEPT_FREE_BYTES = 64 << 20
 """Left to everything else on the machine."""
 
 
+SPARE_BYTES = 128 << 20
+"""What was given back and is kept at most for the next session of the same size."""
+
+
 class MemoryBudget:
     """Hands out the memory of states and counts what of it is in use.
 
     Linux promises more memory than there is and ends a process that then uses it, so that a failed allocation alone
-    would come too late: before each large one this looks at what is left.
+    would come too late: before each large one this looks at what is left. Some of what is given back is kept, for to
+    touch new pages takes longer than to fill old ones.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -33,6 +38,8 @@ class MemoryBudget:
         self._root = root
         self._given: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
         self._numbers = itertools.count()
+        self._spare: dict[int, np.ndarray] = {}
+        """Memory that was given back, by its address in Python, the oldest first."""
         self._lock = threading.Lock()
 
     @property
@@ -43,13 +50,37 @@ class MemoryBudget:
     def take(self, size: int) -> np.ndarray:
         """So many bytes (size) uint8, with anything in them. Raises MemoryLimitError."""
         with self._lock:
-            self.check(size)
-            try:
-                memory = np.empty(size, dtype=np.uint8)
-            except MemoryError:  # the process has a limit of its own (ulimit -v)
-                raise _refusal(size, "less than that") from None
-            self._given[next(self._numbers)] = memory
-        return memory
+            memory = self._take_spare(size)
+            if memory is None:
+                self._spare.clear()
+                self.check(size)
+                try:
+                    memory = np.empty(size, dtype=np.uint8)
+                except MemoryError:  # the process has a limit of its own (ulimit -v)
+                    raise _refusal(size, "less than that") from None
+            lent = np.frombuffer(memory.data, dtype=np.uint8)  # whose views refer to it and not to the memory behind
+            self._given[next(self._numbers)] = lent
+            weakref.finalize(lent, self._give_back, memory).atexit = False
+        return lent
+
+    def _take_spare(self, size: int) -> np.ndarray | None:
+        """Of what was given back one of this size, if the limit allows it."""
+        fits = self.limit_bytes is None or self.used_bytes + size <= self.limit_bytes
+        for key, memory in self._spare.copy().items():
+            if memory.nbytes == size and fits:
+                return self._spare.pop(key, None)
+        return None
+
+    def _give_back(self, memory: np.ndarray) -> None:
+        """Called where the last view of it goes, in any thread and at any time: it must not wait for the lock."""
+        self._spare[id(memory)] = memory
+        kept = self._spare.copy()
+        total = sum(spare.nbytes for spare in kept.values())
+        for key, spare in kept.items():
+            if total <= SPARE_BYTES:
+                return
+            total -= spare.nbytes
+            self._spare.pop(key, None)
 
     def check(self, size: int) -> None:
         """Raises MemoryLimitError where so many bytes more do not fit."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import edge_sdk
 from edge_sdk import LanguageModel
 from edge_sdk.backends.ort import OrtStates
 from edge_sdk.errors import BackendError, MemoryLimitError
-from edge_sdk.memory_budget import KEPT_FREE_BYTES, LOOK_FROM_BYTES, MemoryBudget, free_bytes
+from edge_sdk.memory_budget import KEPT_FREE_BYTES, LOOK_FROM_BYTES, SPARE_BYTES, MemoryBudget, free_bytes
 from edge_sdk.scheduler import Scheduler
 
 COMMANDS = ("walk around left thrice", "jump twice and run", "look opposite right after walk", "turn left")
@@ -52,11 +54,30 @@ def test_what_does_not_fit_is_not_touched(tmp_path: Path) -> None:
     view = memory[10:20]
     del memory
     assert budget.used_bytes == 2 * MIB  # a view holds all of it
+    address = view.ctypes.data - 10
     del view
     assert budget.used_bytes == 0
+    again, other = budget.take(2 * MIB), budget.take(5)
+    assert again.ctypes.data == address  # its pages are touched already
+    assert np.shares_memory(again, again.view(np.float32)[5:])
+    assert not np.shares_memory(again, other)
+    del again, other
     budget.limit_bytes = LOOK_FROM_BYTES
     with pytest.raises(MemoryLimitError, match=r"0 of 1,048,576 bytes in use"):
         budget.take(LOOK_FROM_BYTES + 1)
+
+
+def test_what_is_kept_for_later_is_bounded() -> None:
+    budget = MemoryBudget()
+    size = SPARE_BYTES // 4
+    held = [budget.take(size) for _ in range(6)]
+    addresses = [memory.ctypes.data for memory in held]
+    while held:
+        held.pop(0)
+    assert budget.used_bytes == 0
+    assert [memory.ctypes.data for memory in budget._spare.values()] == addresses[-4:]
+    budget.take(size + 1)
+    assert len(budget._spare) == 1  # what does not fit makes room
 
 
 def test_a_process_with_a_limit_of_its_own_gets_the_same_error() -> None:
@@ -118,7 +139,7 @@ def test_states_that_cannot_grow_are_as_they_were(chat_bundle: Path, monkeypatch
         assert tuple(said) + session.generate(None).token_ids == expected
 
 
-def test_slots_that_cannot_grow_let_the_short_ones_go_on(chat_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_slots_cannot_grow_each_goes_on_alone(chat_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_sdk.backends.ort.FIRST_CAPACITY", 16)
     model = edge_sdk.load(chat_bundle, threads=1, prefix_cache_bytes=0, slots=2)
     if not isinstance(model.steps, Scheduler):
@@ -129,26 +150,13 @@ def test_slots_that_cannot_grow_let_the_short_ones_go_on(chat_bundle: Path, monk
         session.prepare(command)
     gc.collect()
     budget = model.engine.budget  # type: ignore[attr-defined]
-    budget.limit_bytes = budget.used_bytes + 3 * model.config.state_bytes(1, 64)
-    answers = both(model, sessions)
-    assert answers[1] == expected[1]
-    assert answers[0] == expected[0] or isinstance(answers[0], MemoryLimitError)
-    budget.limit_bytes = None
-    assert model.generate(COMMANDS[0]).token_ids == expected[0]
-
-
-def both(model: LanguageModel, sessions: list[edge_sdk.Session]) -> list[object]:
-    """The sessions' answers, made at the same time, or why there is none."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    def answer(session: edge_sdk.Session) -> object:
-        try:
-            return session.generate(None).token_ids
-        except MemoryLimitError as error:
-            return error
-
+    budget.limit_bytes = budget.used_bytes + model.config.state_bytes(1, 64) + 4096  # one grows, the slots cannot
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(answer, sessions))
+        answers = list(pool.map(lambda session: session.generate(None).token_ids, sessions))
+    assert answers == expected
+    budget.limit_bytes = budget.used_bytes
+    with pytest.raises(MemoryLimitError):
+        sessions[1].generate(COMMANDS[0])
 
 
 def test_a_prefix_that_does_not_fit_is_not_remembered(
