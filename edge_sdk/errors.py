@@ -25,6 +25,10 @@ class BusyError(EdgeError):
     """Too many want answers at the same time."""
 
 
+class MemoryLimitError(EdgeError):
+    """There is no memory for more states. What was asked for was not begun; sessions are as they were."""
+
+
 class StateError(EdgeError):
     """A saved state is damaged, or belongs to another model."""
 

@@ -13,12 +13,13 @@ import numpy as np
 from edge_sdk.answer import Completion
 from edge_sdk.backends import Engine, States, choose_engine
 from edge_sdk.bundle import Bundle
+from edge_sdk.errors import MemoryLimitError
 from edge_sdk.model import ModelConfig
 from edge_sdk.options import Options
 from edge_sdk.prefix_cache import DiskStore, PrefixCache
 from edge_sdk.scheduler import Direct, Scheduler
 from edge_sdk.session import Prompt, Session
-from edge_sdk.state_file import read_state, write_state
+from edge_sdk.state_file import Conversation, read_state, write_state
 from edge_sdk.structured import GrammarCompiler
 from edge_sdk.text import TextCodec
 
@@ -109,8 +110,12 @@ class LanguageModel:
     def remember(self, token_ids: Sequence[int], states: States) -> None:
         """Keeps the states after these tokens for later prompts that begin with them."""
         if self.prefixes is not None and self.config.state_bytes(1, len(token_ids)) <= self.prefixes.max_bytes:
-            with self.steps.exclusive():
-                snapshot = states.snapshot()
+            try:
+                with self.steps.exclusive():
+                    snapshot = states.snapshot()
+            except (MemoryError, MemoryLimitError) as error:
+                log.warning("a beginning of a prompt is not remembered: %s", error)
+                return
             self.prefixes.add(token_ids, snapshot)
 
 
@@ -149,6 +154,7 @@ def load(
     prefix_cache_folder: str | Path | None = None,
     slots: int = 1,
     waiting: int = 16,
+    max_state_bytes: int | None = None,
     profile: str | Path | None = None,
 ) -> LanguageModel:
     """Opens and checks a bundle and prepares an engine for it.
@@ -158,18 +164,25 @@ def load(
     ``prefix_cache_folder``: where they outlast the process, up to eight times as many bytes.
     ``slots``: answers that may be made at the same time, step by step together; with 1, sessions take turns by step
     and none waits for a place. ``waiting``: how many more may wait for a slot before BusyError is raised.
+    ``max_state_bytes``: memory for the states of all sessions; as much as the machine has left if None. A session that
+    needs more raises MemoryLimitError.
     ``profile``: how the name of a trace begins, for :mod:`edge_sdk.profile`; ``engine.end_profile()`` completes it.
-    Raises BundleError for a damaged bundle and BackendError where no engine can run it.
+    Raises BundleError for a damaged bundle, or one that is replaced meanwhile, and BackendError where no engine can
+    run it.
     """
     bundle = Bundle.open(path, verify_hashes=verify_hashes)
     engine = choose_engine(bundle, device=device, threads=threads, profile=None if profile is None else Path(profile))
+    if max_state_bytes is not None:
+        engine.limit_states(max_state_bytes)
     prefixes = None
     if prefix_cache_bytes:
         disk = (
             None if prefix_cache_folder is None else _disk_store(bundle, Path(prefix_cache_folder), prefix_cache_bytes)
         )
         prefixes = PrefixCache(prefix_cache_bytes, disk=disk)
-    return LanguageModel(bundle, engine, prefixes, _steps(engine, slots, waiting))
+    model = LanguageModel(bundle, engine, prefixes, _steps(engine, slots, waiting))
+    bundle.check_still_there()
+    return model
 
 
 def _steps(engine: Engine, slots: int, waiting: int) -> Direct | Scheduler:
@@ -185,6 +198,6 @@ def _disk_store(bundle: Bundle, folder: Path, memory_bytes: int) -> DiskStore:
     return DiskStore(
         folder / model_id[:16],
         8 * memory_bytes,
-        write=lambda path, token_ids, snapshot: write_state(path, model_id, token_ids, snapshot, {}),
+        write=lambda path, token_ids, snapshot: write_state(path, model_id, token_ids, snapshot, Conversation()),
         read=lambda path: read_state(path, model_id, bundle.manifest.model)[1:],
     )

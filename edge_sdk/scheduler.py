@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edge_sdk.backends import Engine, RowStates, Snapshot, States
-from edge_sdk.errors import BusyError, explain
+from edge_sdk.errors import BusyError, MemoryLimitError, explain
 
 Output = Literal["none", "token", "logits"]
 """What is wanted of a step: nothing, the likeliest next token, or the logits (vocab) float32."""
@@ -107,6 +107,12 @@ class Seat(States):
             self.scheduler.bring_home(self)
             return self.own.snapshot()
 
+    def view(self) -> Snapshot:
+        """See :meth:`edge_sdk.backends.States.view`; nobody moves a session's states but its own next step."""
+        with self.scheduler.exclusive():
+            self.scheduler.bring_home(self)
+            return self.own.view()
+
 
 @dataclass(eq=False)
 class _Request:
@@ -195,9 +201,11 @@ class Scheduler:
                     )
                 )
             self._queue.append(mine)
-            while not self._may_enter(mine) and not interrupted():
-                self._news.wait(LOOK_S)
-            self._queue.remove(mine)
+            try:
+                while not self._may_enter(mine) and not interrupted():
+                    self._news.wait(LOOK_S)
+            finally:  # also where Ctrl-C ends the waiting
+                self._queue.remove(mine)
             self._places.append(priority)
         try:
             yield
@@ -239,19 +247,16 @@ class Scheduler:
 
     def _run(self) -> None:
         while True:
-            batch = self._next_batch()
-            started = time.monotonic()
-            try:
-                with self._lock:
-                    self._step(batch)
-            except BaseException as error:
-                for request in batch:
-                    request.error = error
-            self._step_s = time.monotonic() - started
-            with self._news:
-                self._expected = {request.seat for request in batch if len(request.token_ids) == 1}
-            for request in batch:
-                request.done.set()
+            self._answer(self._next_batch())  # nothing here refers to a batch while the next one is waited for
+
+    def _answer(self, batch: list[_Request]) -> None:
+        started = time.monotonic()
+        self._try(batch)
+        self._step_s = time.monotonic() - started
+        with self._news:
+            self._expected = {request.seat for request in batch if len(request.token_ids) == 1}
+        for request in batch:
+            request.done.set()
 
     def _next_batch(self) -> list[_Request]:
         """Single tokens together, or one session's block of a prompt; the highest priority, and the oldest, first."""
@@ -275,6 +280,21 @@ class Scheduler:
                 return
             self._news.wait(left)
 
+    def _try(self, batch: list[_Request]) -> None:
+        """Makes a step, or notes why there was none."""
+        try:
+            with self._lock:
+                self._step(batch)
+        except MemoryLimitError as error:  # nothing was fed; alone, those who need no more room can go on
+            if len(batch) == 1:
+                batch[0].error = error
+            else:
+                for request in batch:
+                    self._try([request])
+        except BaseException as error:
+            for request in batch:
+                request.error = error
+
     def _step(self, batch: list[_Request]) -> None:
         """One step of the engine for the requests of a batch; the lock is held."""
         if len(batch) > 1:
@@ -288,10 +308,10 @@ class Scheduler:
             request.result = result
 
     def _alone(self, request: _Request) -> RowStates:
-        """One seat's states where they are, with room for its tokens if they are in the shared memory."""
-        states = self._states_of(request.seat)
-        if request.seat.row is not None:
-            self._shared.reserve(int(states.past_length[0]) + len(request.token_ids))
+        """One seat's states where they are; at home if the shared memory has no room, which all rows would pay for."""
+        positions = int(self._states_of(request.seat).past_length[0]) + len(request.token_ids)
+        if positions > self._shared.capacity:
+            self.bring_home(request.seat)
         return self._states_of(request.seat)
 
     def _seat_together(self, seats: list[Seat]) -> None:

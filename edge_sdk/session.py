@@ -7,15 +7,15 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edge_sdk.answer import Completion, Stream
 from edge_sdk.backends import States
-from edge_sdk.errors import BackendError, ConfigError, EdgeError, PromptError, explain
+from edge_sdk.errors import BackendError, ConfigError, EdgeError, MemoryLimitError, PromptError, explain
 from edge_sdk.options import Options
 from edge_sdk.sampling import Choice, Sampler
 from edge_sdk.scheduler import Output
-from edge_sdk.state_file import write_state
+from edge_sdk.state_file import Conversation, write_state
 from edge_sdk.text import Message
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Session:
     def append(self, text: str | Sequence[int]) -> None:
         """As :meth:`read`, but what was added is not read before an answer begins. Raises PromptError."""
         self._check_open()
-        ids = self.model.codec.encode(text) if isinstance(text, str) else list(text)
+        ids = self.model.codec.encode(text) if isinstance(text, str) else self._known(text)
         self._check_room(len(self.everything) + len(ids), answer=0)
         self._end_answer()
         self._text += text if isinstance(text, str) else self.model.codec.decode(ids)
@@ -157,7 +157,7 @@ class Session:
         Raises OSError, such as for a full disk.
         """
         self._check_open()
-        memory, model_id = self._memory().snapshot(), self.model.bundle.model_id
+        memory, model_id = self._memory().view(), self.model.bundle.model_id
         write_state(Path(path), model_id, self._tokens, memory, self._conversation())
 
     @property
@@ -201,6 +201,15 @@ class Session:
         self._text += text
         self.messages[-1]["content"] += text
 
+    def _known(self, token_ids: Sequence[int]) -> list[int]:
+        """Token ids that the model has: others would fail a step, and with it whoever shares that."""
+        vocab = self.model.config.vocab_size
+        if outside := [token_id for token_id in token_ids if not 0 <= token_id < vocab]:
+            raise PromptError(
+                explain("Token ids", expected=f"0 to {vocab - 1}", found=outside[0], todo="Encode by this tokenizer.")
+            )
+        return list(token_ids)
+
     def _end_answer(self) -> None:
         if self._answer is not None and (answer := self._answer()) is not None:
             answer.close()
@@ -227,13 +236,15 @@ class Session:
         return result
 
     def _advance(self, ids: list[int], wanted: Output) -> Any:
-        """One step of the engine. A failure of it closes this session, whose states are lost."""
+        """One step of the engine. A failure within it, Ctrl-C too, closes this session, whose states are lost."""
         try:
             return self.model.steps.advance(ids, self._memory(), wanted, self.priority)
-        except EdgeError:
+        except (PromptError, MemoryLimitError):  # refused before anything was fed
             raise
-        except Exception as error:
+        except BaseException as error:
             self.close()
+            if isinstance(error, EdgeError) or not isinstance(error, Exception):
+                raise
             raise BackendError(
                 explain("A step of the model", expected="to run", found=error, todo="Open a new session.")
             ) from error
@@ -258,20 +269,20 @@ class Session:
             self._tokens, self._pending = ids[:start], ids[start:]
         return prefixes.plan(ids, start)
 
-    def _conversation(self) -> dict[str, Any]:
-        return {
-            "messages": [dict(message) for message in self.messages],
-            "pending": list(self._pending),
-            "text": self._text,
-            "preamble": self._preamble,
-            "template": self.template,
-        }
+    def _conversation(self) -> Conversation:
+        return Conversation(
+            messages=[dict(message) for message in self.messages],
+            pending=list(self._pending),
+            text=self._text,
+            preamble=self._preamble,
+            template=self.template,
+        )
 
-    def resume(self, token_ids: list[int], states: States, conversation: dict[str, Any]) -> None:
+    def resume(self, token_ids: list[int], states: States, conversation: Conversation) -> None:
         """Goes on from what another session said and read."""
-        self._tokens, self._states, self.messages = token_ids, states, conversation["messages"]
-        self._pending, self._text = conversation["pending"], conversation["text"]
-        self._preamble, self.template = conversation["preamble"], conversation["template"]
+        self._tokens, self._states, self.messages = token_ids, states, cast(list[Message], conversation.messages)
+        self._pending, self._text = conversation.pending, conversation.text
+        self._preamble, self.template = conversation.preamble, conversation.template
 
     def _add(self, prompt: Prompt | None) -> None:
         """Puts a prompt's tokens among those that are to be fed. Raises PromptError, and changes nothing then."""

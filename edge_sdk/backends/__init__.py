@@ -61,6 +61,10 @@ class States:
         """The content, of states that have a single row, which :meth:`Engine.load_states` makes into states again."""
         raise NotImplementedError
 
+    def view(self) -> Snapshot:
+        """As :meth:`snapshot`, in the states' own memory where that can be read: valid until they are fed more."""
+        return self.snapshot()
+
 
 class RowStates(States):
     """States whose rows can be used apart, where they lie; see :attr:`Engine.has_rows`."""
@@ -74,7 +78,10 @@ class RowStates(States):
         raise NotImplementedError
 
     def reserve(self, positions: int) -> None:
-        """Makes room in the caches. Raises PromptError beyond the context's size."""
+        """Makes room in the caches, or changes nothing.
+
+        Raises PromptError beyond the context's size and MemoryLimitError beyond the memory's.
+        """
         raise NotImplementedError
 
 
@@ -89,6 +96,12 @@ class Engine:
     has_rows = False
     """Whether its states are RowStates."""
 
+    def limit_states(self, max_bytes: int) -> None:
+        """Lets all states together take so many bytes and no more. Raises BackendError where they are not counted."""
+        raise BackendError(
+            explain("A limit of the states' memory", expected="states on the host", found=self.name, todo="Set none.")
+        )
+
     def empty_states(self, batch: int) -> States:
         """The states before the first token."""
         raise NotImplementedError
@@ -101,7 +114,8 @@ class Engine:
         """Feeds tokens (batch, length) int64 and advances the states, which must be this engine's own.
 
         Returns logits (batch, kept, vocab) float32, with kept = 1, length or 0 as wanted. The next step may
-        overwrite them. Raises PromptError when the context has no room for the tokens.
+        overwrite them. Raises PromptError when the context has no room for the tokens and MemoryLimitError when the
+        memory has none; neither changes the states.
         """
         raise NotImplementedError
 

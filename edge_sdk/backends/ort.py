@@ -16,6 +16,7 @@ from edge_sdk.backends import FIRST_CAPACITY, Engine, RowStates, Snapshot, State
 from edge_sdk.backends.ort_device import DeviceBuffers, HostBuffers, check_providers, providers_for
 from edge_sdk.bundle import ENGINES, GRAPH, WEIGHTS, Bundle
 from edge_sdk.errors import BackendError, explain
+from edge_sdk.memory_budget import MemoryBudget
 from edge_sdk.model import TensorSpec
 
 BODY_BLOCK, KERNEL_BLOCK = 128, 512
@@ -41,7 +42,7 @@ class OrtStates(RowStates):
         content: Sequence[np.ndarray] = (),
         past_length: np.ndarray | int = 0,
     ) -> None:
-        """``content``: the states, their caches as long as ``past_length`` says; zeros where there is none."""
+        """``content``: the states, their caches as long as ``past_length`` says; if empty, zeros."""
         super().__init__(batch, capacity)
         self.past_length[:] = past_length
         self.engine, self.specs = engine, specs
@@ -50,10 +51,11 @@ class OrtStates(RowStates):
         self._make(content)
 
     def _make(self, content: Sequence[np.ndarray]) -> None:
-        new, place = self._zeros(), self.engine.place
-        for array, part in zip(used(self.specs, new, int(self.past_length.max())), content):
-            array[...] = part
-        self.sets = [place.put(new), *self._further_sets(new)]
+        sizes = {"batch": len(self.past_length), "capacity": self.capacity}
+        new = buffers(self.specs, self.engine.budget, **sizes) if content else self._zeros()
+        if content:
+            fill(self.specs, new, content, int(self.past_length.max()))
+        self.sets = [self.engine.place.put(new), *self._further_sets(new)]
         self.turn = 0
         """The set that holds the states now."""
         self._views: dict[tuple[int, int], OrtRows] = {}
@@ -63,7 +65,7 @@ class OrtStates(RowStates):
         return [] if self.engine.native else [self.engine.place.put(self._zeros())]
 
     def _zeros(self) -> list[np.ndarray]:
-        return zeros(self.specs, batch=len(self.past_length), capacity=self.capacity)
+        return zeros(self.specs, self.engine.budget, batch=len(self.past_length), capacity=self.capacity)
 
     def content(self) -> list[np.ndarray]:
         """The states, the caches' used positions only; the engine's own memory where that is the host's."""
@@ -72,10 +74,14 @@ class OrtStates(RowStates):
     def reserve(self, positions: int) -> None:
         """See :meth:`edge_sdk.backends.RowStates.reserve`; everything moves into larger buffers."""
         if positions > self.capacity:
-            content = self.content()
-            self.capacity = capacity_for(positions, self.capacity, self.engine.max_length)
+            content, before = self.content(), self.capacity
+            self.capacity = capacity_for(positions, before, self.engine.max_length)
+            try:
+                self._make(content)
+            except BaseException:
+                self.capacity = before
+                raise
             self.call = None
-            self._make(content)
 
     def rows(self, start: int, stop: int) -> OrtRows:
         """See :meth:`edge_sdk.backends.RowStates.rows`."""
@@ -105,8 +111,14 @@ class OrtStates(RowStates):
 
     def snapshot(self) -> Snapshot:
         """See :meth:`edge_sdk.backends.States.snapshot`."""
+        seen = self.view()
+        self.engine.budget.check(seen.nbytes)
+        return Snapshot(seen.length, tuple(np.array(array) for array in seen.arrays))
+
+    def view(self) -> Snapshot:
+        """See :meth:`edge_sdk.backends.States.view`."""
         (length,) = self.past_length
-        return Snapshot(int(length), tuple(np.array(array) for array in self.content()))
+        return Snapshot(int(length), tuple(self.content()))
 
 
 class OrtRows(OrtStates):
@@ -123,17 +135,32 @@ class OrtRows(OrtStates):
         assert positions <= self.capacity
 
 
-def zeros(specs: Sequence[TensorSpec], **sizes: int) -> list[np.ndarray]:
-    """Zeros of these specs and sizes, each beginning at a cache line, in one piece of memory.
+def zeros(specs: Sequence[TensorSpec], budget: MemoryBudget, **sizes: int) -> list[np.ndarray]:
+    """As :func:`buffers`, zeros: to touch a page for the first time costs microseconds, which no step should pay."""
+    made = buffers(specs, budget, **sizes)
+    for array in made:
+        array.fill(0)
+    return made
 
-    One piece is large enough for numpy to ask for huge pages. It is touched here: a page that is first touched costs
-    microseconds, and thousands of them would make the first step late.
+
+def fill(specs: Sequence[TensorSpec], arrays: list[np.ndarray], content: Sequence[np.ndarray], length: int) -> None:
+    """Writes states (batch, ...) whose caches have ``length`` positions into arrays that have more; zeros behind."""
+    for spec, array, part in zip(specs, arrays, content):
+        if "capacity" in spec.shape:
+            array[:, :, :length], array[:, :, length:] = part, 0
+        else:
+            array[...] = part
+
+
+def buffers(specs: Sequence[TensorSpec], budget: MemoryBudget, **sizes: int) -> list[np.ndarray]:
+    """Memory of these specs and sizes, each beginning at a cache line, in one piece.
+
+    One piece is large enough for numpy to ask for huge pages. Raises MemoryLimitError.
     """
     arrays = [(spec.sized(**sizes), np.dtype(spec.dtype)) for spec in specs]
     lengths = [math.prod(shape) * dtype.itemsize for shape, dtype in arrays]
     starts = np.cumsum([0, *(-(-length // CACHE_LINE) * CACHE_LINE for length in lengths)])
-    memory = np.empty(starts[-1] + CACHE_LINE, dtype=np.uint8)
-    memory.fill(0)
+    memory = budget.take(int(starts[-1]) + CACHE_LINE)
     memory = memory[-memory.ctypes.data % CACHE_LINE :]
     return [
         memory[start : start + length].view(dtype).reshape(shape)
@@ -218,6 +245,7 @@ class OrtEngine(Engine):
             ) from None
         self.bundle, self.config = bundle, bundle.manifest.model
         self.max_length = self.config.max_length
+        self.budget = MemoryBudget()
         self.host = HostBuffers(onnxruntime.OrtValue)
         self.place = self.host if device == "cpu" else DeviceBuffers(onnxruntime.OrtValue, "cuda")
         cache = engines_folder(bundle) if device == "tensorrt" else None
@@ -248,6 +276,12 @@ class OrtEngine(Engine):
             raise BackendError(
                 explain(path, expected="a graph that loads", found=error, todo="Export it again.")
             ) from error
+
+    def limit_states(self, max_bytes: int) -> None:
+        """See :meth:`edge_sdk.backends.Engine.limit_states`."""
+        if self.place is not self.host:
+            super().limit_states(max_bytes)
+        self.budget.limit_bytes = max_bytes
 
     def end_profile(self) -> None:
         """See :meth:`edge_sdk.backends.Engine.end_profile`."""

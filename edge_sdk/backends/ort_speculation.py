@@ -30,7 +30,7 @@ class SpeculativeStates(OrtStates):
     def _further_sets(self, first: list[np.ndarray]) -> list[list[Any]]:
         if not self.engine.native:
             return super()._further_sets(first)
-        scans = iter(zeros(without_caches(self.specs), batch=len(self.past_length)))
+        scans = iter(zeros(without_caches(self.specs), self.engine.budget, batch=len(self.past_length)))
         return [[kept if "capacity" in spec.shape else next(scans) for spec, kept in zip(self.specs, first)]]
 
     def advance(self, length: int) -> None:
