@@ -41,7 +41,8 @@ def extra_graphs(config: ModelConfig) -> dict[str, GraphSpec]:
 
 def verifiable(config: ModelConfig) -> bool:
     """Whether tokens can be fed on trial: attention needs nothing for that, what scans need must have been exported."""
-    return config.speculation or not any(isinstance(spec, Mamba2Spec) for spec in config.layers)
+    scans = [spec for spec in config.layers if without_caches(state_specs("", [spec], config))]
+    return all(isinstance(spec, Mamba2Spec) for spec in scans) and (config.speculation or not scans)
 
 
 def check(config: ModelConfig, speculation: str, kind: str) -> None:
