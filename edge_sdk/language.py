@@ -174,7 +174,8 @@ def load(
     ``speculation``: what drafts tokens, which the model then verifies together (docs/speculation.md): ``auto`` is
     whatever pays, and nothing where the bundle was not exported for it; ``lookup`` are earlier occurrences of the last
     tokens, ``head`` is the model's own head, and both are refused where they are not possible; ``off`` is nothing.
-    ``profile``: how the name of a trace begins, for :mod:`edge_sdk.profile`; ``engine.end_profile()`` completes it.
+    ``profile``: how the name of a trace begins, for :mod:`edge_sdk.profile`; ``engine.end_profile()`` completes it. It
+    is a trace of plain steps, without drafts.
     Raises BundleError for a damaged bundle, BackendError where no engine can run it, and ConfigError where it cannot
     speculate as asked for.
     """

@@ -17,11 +17,8 @@ HOPED_GROWTH = 0.02
 MARGIN = 1.05
 """How many times a plain step's rate verifying must promise."""
 
-PROBE = 128
-"""Plain steps after which a length is tried whose time was once too long: machines are busy now and then."""
-
-PROBED = 4
-"""Drafted tokens that are tried then, at most."""
+STALE = 256
+"""Steps after which the time of a length is no longer believed: machines are busy now and then."""
 
 UNLIKELY = 0.05
 """Chance to be right below which further drafted tokens are not looked at."""
@@ -39,16 +36,20 @@ class StepTimes:
     def __init__(self) -> None:
         self._taken: dict[int | str, deque[float]] = {}
         self._usual: dict[int | str, float] = {}
-        self.plain_steps = 0
-        """Since tokens were last verified."""
+        self._steps = 0
+        self._noted: dict[int, int] = {}
+        """By length how many steps there had been when one was last measured."""
 
     def note(self, kind: int | str, seconds: float) -> None:
         """``kind``: the tokens of the step, or ROLLBACK_RUN or HEAD."""
         taken = self._taken.setdefault(kind, deque(maxlen=WINDOW))
+        if isinstance(kind, int):
+            self._steps += 1
+            if kind > 1 and self._steps - self._noted.get(kind, 0) > STALE:
+                taken.clear()
+            self._noted[kind] = self._steps
         taken.append(seconds)
         self._usual[kind] = sorted(taken)[len(taken) // 4]
-        if isinstance(kind, int):
-            self.plain_steps = self.plain_steps + 1 if kind == 1 else 0
 
     def of(self, kind: str) -> float:
         """Seconds; 0 where it was never measured."""
@@ -59,24 +60,24 @@ class StepTimes:
         """Seconds of a plain step; None before enough of them were measured."""
         return self._usual[1] if len(self._taken.get(1, ())) > WINDOW // 2 else None
 
-    def verify(self, length: int, hopeful: bool = False) -> float:
-        """Seconds of a step of so many tokens; guessed from other lengths, or ``hopeful``, where it is not known."""
-        plain = self._usual[1]
-        hoped = plain * (1 + HOPED_GROWTH * (length - 1))
-        if hopeful:
-            return hoped
-        if length in self._usual:
+    def verify(self, length: int) -> float:
+        """Seconds of a step of so many tokens, guessed from other lengths where it is not known or no longer so."""
+        if self._known(length):
             return self._usual[length]
-        known = sorted(kind for kind in list(self._usual) if isinstance(kind, int))
+        known = [kind for kind in list(self._noted) if self._known(kind)]
         below = max(kind for kind in known if kind < length)
         above = min((kind for kind in known if kind > length), default=None)
         if above is None:
-            return max(hoped, self._usual[below])
+            return max(self._usual[1] * (1 + HOPED_GROWTH * (length - 1)), self._usual[below])
         share = (length - below) / (above - below)
         return self._usual[below] + share * (self._usual[above] - self._usual[below])
 
+    def _known(self, length: int) -> bool:
+        noted = self._noted.get(length)
+        return noted is not None and (length == 1 or self._steps - noted <= STALE)
 
-def gain(times: StepTimes, rights: Iterable[float], draft_s: float = 0.0, hopeful: bool = False) -> tuple[int, float]:
+
+def gain(times: StepTimes, rights: Iterable[float], draft_s: float = 0.0) -> tuple[int, float]:
     """How many of some drafted tokens to verify, and how many times a plain step's rate of tokens that promises.
 
     ``rights``: for each token how likely it is right if those before it are; ``draft_s``: what drafting one takes.
@@ -94,7 +95,7 @@ def gain(times: StepTimes, rights: Iterable[float], draft_s: float = 0.0, hopefu
         expected += likely
         if count not in LENGTHS:
             continue
-        spent = times.verify(count + 1, hopeful) + (1 - likely) * times.of(ROLLBACK_RUN) + count * draft_s
+        spent = times.verify(count + 1) + (1 - likely) * times.of(ROLLBACK_RUN) + count * draft_s
         if (rate := expected * plain / spent) > max(MARGIN, best[1]):
             best = (count, rate)
     return best

@@ -78,8 +78,7 @@ class Direct:
 
     def forget(self, states: States) -> None:
         """Notes that a session's states are of no use any more."""
-        with self._lock:
-            self.engine.release(states)
+        self.engine.release(states)
 
     def advance(self, token_ids: list[int], states: States, wanted: Output, priority: int = 0) -> Any:
         """Feeds one session's tokens and returns what is wanted after the last."""

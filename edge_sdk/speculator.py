@@ -17,12 +17,16 @@ import numpy as np
 
 from edge_sdk.backends import States
 from edge_sdk.drafting import Draft, PromptLookup
-from edge_sdk.pace import HEAD, LENGTHS, PROBE, PROBED, Acceptance, StepTimes, gain
+from edge_sdk.pace import HEAD, LENGTHS, Acceptance, StepTimes, gain
 from edge_sdk.speculation import Speculation
 
 if TYPE_CHECKING:
     from edge_sdk.scheduler import Direct, Scheduler
     from edge_sdk.structured import Constraint
+
+
+HEAD_REST = 256
+"""Tokens after which the head drafts one, however seldom it was right: only so is seen whether it is better now."""
 
 
 class Counts(msgspec.Struct):
@@ -60,7 +64,8 @@ class Speculator:
         self._steps, self._times, self._speculation = steps, times, speculation
         self._acceptance = Acceptance(general)
         self._uses_head = speculation != "lookup" and steps.engine.has_head
-        self._lookup = PromptLookup()
+        self._lookup, self._head_at = PromptLookup(), 0
+        """What was said, and how long it was when the head last drafted."""
         self._trial: _Trial | None = None
         self._said = 0
         """How many of the trial's tokens were said; the states do not hold them before it is settled."""
@@ -69,7 +74,8 @@ class Speculator:
 
     def forget(self) -> None:
         """The conversation begins anew."""
-        self._trial, self._said, self._guesses, self._lookup = None, 0, [], PromptLookup()
+        self._trial, self._said, self._guesses = None, 0, []
+        self._lookup, self._head_at = PromptLookup(), 0
 
     def settle(self, states: States) -> None:
         """Ends the trial: the states hold what was said of it. For who uses the states otherwise."""
@@ -128,16 +134,14 @@ class Speculator:
     def _best_draft(self, token: int, states: States, constraint: Constraint | None, most: int) -> Draft:
         """What promises the highest rate of tokens, cut to the best length; the others' first tokens are guesses."""
         best, count, rate = Draft([], []), 0, 1.0
-        hopeful = self._times.plain_steps >= PROBE
-        most = min(most, PROBED) if hopeful else most
         for draft in self._drafts(constraint, most):
             if not draft.tokens:
                 continue
             self._guesses.append((draft.kinds[0], draft.tokens[0]))
-            worth, promised = gain(self._times, [self._acceptance.of(kind) for kind in draft.kinds], hopeful=hopeful)
+            worth, promised = gain(self._times, map(self._acceptance.of, draft.kinds))
             if promised > rate:
                 best, count, rate = draft, worth, promised
-        if self._uses_head and (head := self._head_length(most, hopeful))[1] > rate:
+        if self._uses_head and (head := self._head_length(most))[1] > rate:
             best, count = self._head_draft(token, states, head[0]), head[0]
         draft = Draft(best.tokens[:count], best.kinds[:count])
         if draft.tokens:
@@ -152,12 +156,14 @@ class Speculator:
             drafts.append(Draft(forced, [("forced", 0)] * len(forced)))
         return drafts
 
-    def _head_length(self, most: int, hopeful: bool) -> tuple[int, float]:
+    def _head_length(self, most: int) -> tuple[int, float]:
         """How many tokens the head should draft, and the rate that this promises."""
-        rights = [0.9] if hopeful else [self._acceptance.of(kind) for kind in _head_kinds(most)]
-        return gain(self._times, rights, self._times.of(HEAD), hopeful)
+        if len(self._lookup) - self._head_at > HEAD_REST:
+            return 1, float("inf")
+        return gain(self._times, map(self._acceptance.of, _head_kinds(most)), self._times.of(HEAD))
 
     def _head_draft(self, token: int, states: States, count: int) -> Draft:
+        self._head_at = len(self._lookup)
         with self._steps.exclusive():
             tokens = self._steps.engine.draft(token, self._steps.at_home(states), count)
         return Draft(tokens, _head_kinds(len(tokens)))

@@ -100,7 +100,7 @@ class Engine:
         raise NotImplementedError
 
     def release(self, states: States) -> None:
-        """Nobody uses these states any more: others may be made of their memory."""
+        """Nobody uses these states any more: others may be made of their memory. Any thread may say so."""
 
     def empty_rows(self, batch: int) -> States:
         """As :meth:`empty_states`, for steps of several rows only; RowStates if it has rows."""
@@ -174,7 +174,8 @@ def choose_engine(
     ``cpu`` and ``cuda`` are ONNX Runtime's; ``tensorrt`` is the engine that `edge-export engine` built for this GPU or,
     where the bundle has none at all, ONNX Runtime's TensorRT. ``auto`` is the first of TensorRT's engine, CUDA and CPU
     that this machine has; what it passes over it logs. ``profile`` is how the name of ONNX Runtime's trace begins.
-    ``speculation``: what is to draft tokens; ``auto`` is nothing where the bundle or the device cannot verify them.
+    ``speculation``: what is to draft tokens; ``auto`` is nothing where the bundle or the device cannot verify them. A
+    trace is one of plain steps.
     Raises BackendError when there is no engine, and ConfigError when it cannot speculate as asked for.
     """
     if device not in DEVICES:
@@ -218,11 +219,11 @@ def _make(kind: str, bundle: Bundle, threads: int | None, profile: Path | None, 
             todo = "Choose another device, or profile with trtexec."
             raise BackendError(explain("A profile", expected="ONNX Runtime", found="TensorRT's engine", todo=todo))
         return TrtEngine(bundle)
-    if kind == "ort-cpu" and speculation != "off" and verifiable(bundle.manifest.model):
+    if kind == "ort-cpu" and speculation != "off" and profile is None and verifiable(bundle.manifest.model):
         from edge_sdk.backends.ort_speculation import SpeculativeEngine
 
         head = speculation in ("auto", "head")
-        return SpeculativeEngine(bundle, threads=threads, profile=profile, head=head, follows=head)
+        return SpeculativeEngine(bundle, threads=threads, head=head, follows=head)
     from edge_sdk.backends.ort import OrtEngine
 
     return OrtEngine(bundle, threads=threads, device=kind.removeprefix("ort-"), profile=profile)

@@ -180,6 +180,8 @@ class Call:
         sizes = {"batch": batch, "length": length, "kept": kept}
         self.extras = {spec.name: np.empty(spec.sized(**sizes), np.float32) for spec in extras}
         """What the graph returns behind the states, by name; see ModelConfig.speculation_specs."""
+        self.fresh = True
+        """Whether the last run had to make its bindings."""
         self._bindings: dict[tuple[int, int], Any] = {}
         self._alive: list[Any] = []
         """The OrtValues, which keep the arrays' memory from being freed."""
@@ -188,7 +190,8 @@ class Call:
         """One step of the session, from the states' current set of buffers into another or the same."""
         self.input_ids[...] = input_ids
         sets = (states.turn, written)
-        if sets not in self._bindings:
+        self.fresh = sets not in self._bindings
+        if self.fresh:
             self._bindings[sets] = self._bind(states, written)
         self.engine.session.run_with_iobinding(self._bindings[sets])
 

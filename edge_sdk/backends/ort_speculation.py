@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,7 +121,6 @@ class SpeculativeEngine(OrtEngine):
         threads: int | None = None,
         exact: bool = False,
         kernels: str = "auto",
-        profile: Path | None = None,
         head: bool = True,
         follows: bool = False,
     ) -> None:
@@ -140,7 +138,7 @@ class SpeculativeEngine(OrtEngine):
                     todo="Export it with `edge-export onnx --speculation`.",
                 )
             )
-        super().__init__(bundle, threads=threads, exact=exact, kernels=kernels, profile=profile)
+        super().__init__(bundle, threads=threads, exact=exact, kernels=kernels)
         graphs = bundle.manifest.graphs
         self._rollback = self.open(ROLLBACK) if ROLLBACK in graphs else None
         self._rolled = rollback_spec(self.config)
@@ -190,11 +188,12 @@ class SpeculativeEngine(OrtEngine):
 
     def step(self, input_ids: np.ndarray, states: States, logits: Wanted = "last") -> np.ndarray:
         """As OrtEngine."""
+        assert isinstance(states, OrtStates)
         started = time.thread_time()
         found = super().step(input_ids, states, logits)
         if isinstance(states, SpeculativeStates) and states.context is not None:
             states.context.note(input_ids, self.hidden_states(states))
-        if input_ids.shape == (1, 1):
+        if input_ids.shape == (1, 1) and states.call is not None and not states.call.fresh:
             self.times.note(1, time.thread_time() - started)
         return found
 
@@ -212,7 +211,8 @@ class SpeculativeEngine(OrtEngine):
         call = states.call_for(length, length, trial=True)
         call.run(input_ids, states, 1 - states.turn)
         states.verified = length
-        self.times.note(length, time.thread_time() - started)
+        if not call.fresh:
+            self.times.note(length, time.thread_time() - started)
         return call.logits
 
     def accept(self, states: States, counts: np.ndarray) -> None:
@@ -221,9 +221,7 @@ class SpeculativeEngine(OrtEngine):
         if not ((counts >= 1) & (counts <= states.verified)).all():
             raise ValueError(explain("counts", expected=f"1 to {states.verified}", found=counts, todo="Verify first."))
         for row in np.flatnonzero(counts < states.verified):
-            started = time.thread_time()
             self._scan_again(states, int(row), int(counts[row]))
-            self.times.note(ROLLBACK_RUN, time.thread_time() - started)
         if states.context is not None and states.call is not None:
             count = int(counts[0])
             states.context.note(states.call.input_ids[:, :count], self.hidden_states(states)[:, :count])
@@ -249,7 +247,9 @@ class SpeculativeEngine(OrtEngine):
         assert isinstance(call, Trial)
         if key not in call.rollbacks:
             call.rollbacks[key] = self._bind_rollback(call, states, row, count)
+        started = time.thread_time()
         self._rollback.run_with_iobinding(call.rollbacks[key][0])
+        self.times.note(ROLLBACK_RUN, time.thread_time() - started)
 
     def _bind_rollback(self, call: Trial, states: SpeculativeStates, row: int, count: int) -> tuple[Any, list[Any]]:
         """A binding over a trial's buffers, and what it must keep alive."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edge_sdk.drafting import CANDIDATES, LONGEST_MATCH, PromptLookup
 from edge_sdk.errors import ConfigError
 from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, ModelConfig, ParallelSpec
-from edge_sdk.pace import LENGTHS, ROLLBACK_RUN, WINDOW, Acceptance, StepTimes, gain
+from edge_sdk.pace import LENGTHS, ROLLBACK_RUN, STALE, WINDOW, Acceptance, StepTimes, gain
 from edge_sdk.speculation import check, verifiable
 
 tokens = st.lists(st.integers(0, 3), max_size=60)
@@ -75,7 +75,6 @@ def test_as_many_are_verified_as_pay() -> None:
     assert gain(measured(1.0), [0.01] * 16) == (0, 1.0)
     slow = measured(1.0, v2=2.1, v3=3.1, v5=5.2, v9=9.5, v17=18.0)
     assert gain(slow, [1.0] * 16) == (0, 1.0)
-    assert gain(slow, [1.0] * 16, hopeful=True)[0] == LENGTHS[-1]
     steep = measured(1.0, v2=1.1, v3=1.2, v5=1.4, v9=9.0, v17=18.0)
     assert gain(steep, [1.0] * 16) == (4, pytest.approx(5 / 1.4))
 
@@ -93,6 +92,15 @@ def test_a_single_slow_step_does_not_count() -> None:
     times.note(1, 100.0)
     assert times.verify(2) == 1.1
     assert times.plain == 1.0
+
+
+def test_times_that_are_long_ago_are_not_believed() -> None:
+    times = measured(1.0, v2=2.1, v3=3.1, v5=5.2, v9=9.5, v17=18.0)
+    for _ in range(STALE):
+        times.note(1, 1.0)
+    assert gain(times, [1.0] * 16)[0] == LENGTHS[-1]
+    times.note(17, 18.0)
+    assert gain(times, [1.0] * 16) == (0, 1.0)  # shorter ones are thought to be in proportion
 
 
 @given(st.floats(1.0, 3.0), st.floats(1.0, 3.0), st.integers(4, 8))
