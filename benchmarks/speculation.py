@@ -43,7 +43,7 @@ COMMANDS = (
 class Given(Sampler):
     """Chooses the tokens of a given text."""
 
-    takes_the_likeliest = False  # type: ignore[assignment]
+    takes_the_likeliest = False
 
     def __init__(self, answer: Sequence[int]) -> None:
         super().__init__(Options(), (), 1)
@@ -165,7 +165,8 @@ def show(name: str, found: dict[Speculation, Measured]) -> None:
 def load(bundle: Path, threads: int) -> dict[Speculation, LanguageModel]:
     """The model in all ways that it can draft."""
     head = edge_sdk.Bundle.open(bundle, verify_hashes=False).manifest.model.mtp is not None
-    ways: list[Speculation] = ["off", "lookup", *(["head", "auto"] if head else [])]  # type: ignore[list-item]
+    more: tuple[Speculation, ...] = ("head", "auto") if head else ()
+    ways: tuple[Speculation, ...] = ("off", "lookup", *more)
     return {
         way: edge_sdk.load(bundle, device="cpu", threads=threads, speculation=way, prefix_cache_bytes=0) for way in ways
     }
