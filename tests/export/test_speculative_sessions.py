@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from edge_sdk.backends.ort import OrtEngine
 from edge_sdk.backends.ort_speculation import SpeculativeEngine
 from edge_sdk.errors import BackendError, ConfigError
 from edge_sdk.grammar import Grammar
-from edge_sdk.pace import StepTimes
+from edge_sdk.pace import Acceptance, StepTimes
 from edge_sdk.prefix_cache import PrefixCache
 from edge_sdk.scheduler import Scheduler
 from edge_sdk.speculation import Speculation
@@ -56,6 +56,13 @@ class Eager(StepTimes):
         return 0.0
 
 
+class Hopeful(Acceptance):
+    """Each session begins with trust in every drafter, whatever others saw."""
+
+    def of(self, kind: Hashable) -> float:
+        return 0.9
+
+
 @pytest.fixture(scope="module")
 def attention_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A model without scans, exported without speculation."""
@@ -73,6 +80,7 @@ def bundle(tiny_bundle: TinyBundle) -> Bundle:
 def model_of(bundle: Bundle, engine: OrtEngine, steps: Scheduler | None = None, **more: Any) -> LanguageModel:
     """A model that says more than its end token."""
     model = LanguageModel(bundle, engine, None, steps, **more)
+    model._acceptance = Hopeful()
     model.config = msgspec.structs.replace(model.config, eos_token_ids=ENDS)
     return model
 
