@@ -16,9 +16,12 @@ from edge_sdk.bundle import Bundle
 from edge_sdk.errors import MemoryLimitError
 from edge_sdk.model import ModelConfig
 from edge_sdk.options import Options
+from edge_sdk.pace import Acceptance
 from edge_sdk.prefix_cache import DiskStore, PrefixCache
 from edge_sdk.scheduler import Direct, Scheduler
 from edge_sdk.session import Prompt, Session
+from edge_sdk.speculation import Speculation
+from edge_sdk.speculator import Speculator
 from edge_sdk.state_file import Conversation, read_state, write_state
 from edge_sdk.structured import GrammarCompiler
 from edge_sdk.text import TextCodec
@@ -37,15 +40,18 @@ class LanguageModel:
         engine: Engine,
         prefixes: PrefixCache | None = None,
         steps: Direct | Scheduler | None = None,
+        speculation: Speculation = "auto",
     ) -> None:
         """``prefixes``: what is known of earlier prompts; None reads every prompt anew.
 
-        ``steps``: who may use the engine next; None lets sessions take turns by step.
+        ``steps``: who may use the engine next; None lets sessions take turns by step. ``speculation``: what drafts
+        tokens, where the engine can verify some.
         """
         self.bundle, self.engine, self.prefixes = bundle, engine, prefixes
         self.steps = steps or Direct(engine)
         self.config: ModelConfig = bundle.manifest.model
         self.codec = TextCodec(bundle.path)
+        self._speculation, self._acceptance = speculation, Acceptance()
 
     def session(
         self, max_context: int | None = None, template: Mapping[str, Any] | None = None, *, priority: int = 0
@@ -57,6 +63,12 @@ class LanguageModel:
         Of sessions that want a step at the same time the ones with the highest ``priority`` get it.
         """
         return Session(self, max_context, template, priority)
+
+    def speculator(self) -> Speculator | None:
+        """What drafts tokens for one session; None where nothing does."""
+        if self.engine.times is None or self._speculation == "off":
+            return None
+        return Speculator(self.steps, self.engine.times, self._acceptance, self._speculation)
 
     @cached_property
     def grammars(self) -> GrammarCompiler:
@@ -155,6 +167,7 @@ def load(
     slots: int = 1,
     waiting: int = 16,
     max_state_bytes: int | None = None,
+    speculation: Speculation = "auto",
     profile: str | Path | None = None,
 ) -> LanguageModel:
     """Opens and checks a bundle and prepares an engine for it.
@@ -166,12 +179,17 @@ def load(
     and none waits for a place. ``waiting``: how many more may wait for a slot before BusyError is raised.
     ``max_state_bytes``: memory for the states of all sessions; as much as the machine has left if None. A session that
     needs more raises MemoryLimitError.
-    ``profile``: how the name of a trace begins, for :mod:`edge_sdk.profile`; ``engine.end_profile()`` completes it.
-    Raises BundleError for a damaged bundle, or one that is replaced meanwhile, and BackendError where no engine can
-    run it.
+    ``speculation``: what drafts tokens, which the model then verifies together (docs/speculation.md): ``auto`` is
+    whatever pays, and nothing where the bundle was not exported for it; ``lookup`` are earlier occurrences of the last
+    tokens, ``head`` is the model's own head, and both are refused where they are not possible; ``off`` is nothing.
+    ``profile``: how the name of a trace begins, for :mod:`edge_sdk.profile`; ``engine.end_profile()`` completes it. It
+    is a trace of plain steps, without drafts.
+    Raises BundleError for a damaged bundle, or one that is replaced meanwhile, BackendError where no engine can run it,
+    and ConfigError where it cannot speculate as asked for.
     """
     bundle = Bundle.open(path, verify_hashes=verify_hashes)
-    engine = choose_engine(bundle, device=device, threads=threads, profile=None if profile is None else Path(profile))
+    trace = None if profile is None else Path(profile)
+    engine = choose_engine(bundle, device=device, threads=threads, profile=trace, speculation=speculation)
     if max_state_bytes is not None:
         engine.limit_states(max_state_bytes)
     prefixes = None
@@ -180,7 +198,7 @@ def load(
             None if prefix_cache_folder is None else _disk_store(bundle, Path(prefix_cache_folder), prefix_cache_bytes)
         )
         prefixes = PrefixCache(prefix_cache_bytes, disk=disk)
-    model = LanguageModel(bundle, engine, prefixes, _steps(engine, slots, waiting))
+    model = LanguageModel(bundle, engine, prefixes, _steps(engine, slots, waiting), speculation)
     bundle.check_still_there()
     return model
 

@@ -62,6 +62,14 @@ class Direct:
         """A place among those who answer; there is always one."""
         yield
 
+    def alone(self) -> bool:
+        """Whether a session may take steps of its own, as trials are; it waits for its turn there too."""
+        return True
+
+    def at_home(self, states: States) -> States:
+        """A session's states as the engine's own, for who has the engine to itself."""
+        return states
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """While nobody else uses the engine."""
@@ -70,6 +78,7 @@ class Direct:
 
     def forget(self, states: States) -> None:
         """Notes that a session's states are of no use any more."""
+        self.engine.release(states)
 
     def advance(self, token_ids: list[int], states: States, wanted: Output, priority: int = 0) -> Any:
         """Feeds one session's tokens and returns what is wanted after the last."""
@@ -131,7 +140,7 @@ class Scheduler:
     def __init__(self, engine: Engine, slots: int, waiting: int) -> None:
         """``slots``: sessions that may answer at the same time; ``waiting``: how many more may wait for that."""
         self.engine, self.slots, self.waiting = engine, slots, waiting
-        shared = engine.empty_states(slots)
+        shared = engine.empty_rows(slots)
         assert isinstance(shared, RowStates)
         self._shared: RowStates = shared
         self._rows: list[Seat | None] = [None] * slots
@@ -179,6 +188,17 @@ class Scheduler:
         with self._news:
             urgent = any(other > priority for other in self._open)
         return min(URGENT_BLOCK, self.engine.prefill_block) if urgent else self.engine.prefill_block
+
+    def alone(self) -> bool:
+        """Whether nobody else answers or wants a step: only then may a session take steps of its own."""
+        with self._news:
+            return len(self._places) <= 1 and not self._requests
+
+    def at_home(self, states: States) -> States:
+        """A session's states, from the shared memory or not, as the engine's own; the caller holds the lock."""
+        assert isinstance(states, Seat)
+        self.bring_home(states)
+        return states.own
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -238,6 +258,7 @@ class Scheduler:
         with self._lock:
             if states.row is not None:
                 self._rows[states.row], states.row = None, None
+            self.engine.release(states.own)
 
     def bring_home(self, seat: Seat) -> None:
         """Moves a seat's states from the shared memory to its own; the caller holds the lock."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from edge_sdk.answer import Completion, Stream
 from edge_sdk.backends import States
@@ -15,6 +18,7 @@ from edge_sdk.errors import BackendError, ConfigError, EdgeError, MemoryLimitErr
 from edge_sdk.options import Options
 from edge_sdk.sampling import Choice, Sampler
 from edge_sdk.scheduler import Output
+from edge_sdk.speculator import Counts
 from edge_sdk.state_file import Conversation, write_state
 from edge_sdk.text import Message
 
@@ -61,6 +65,7 @@ class Session:
         """What of it the messages come after."""
         self._states: States | None = None
         """None before the first token."""
+        self._speculator = model.speculator()
         self._answer: weakref.ref[Stream] | None = None
         """The last one, which may still run and refers to this session."""
         self._closed = False
@@ -85,6 +90,8 @@ class Session:
     def _forget(self) -> None:
         if self._states is not None:
             self.model.steps.forget(self._states)
+        if self._speculator is not None:
+            self._speculator.forget()
         self._states, self._tokens, self._pending = None, [], []
 
     @property
@@ -161,6 +168,11 @@ class Session:
         write_state(Path(path), model_id, self._tokens, memory, self._conversation())
 
     @property
+    def speculation(self) -> Counts:
+        """What drafting came to so far."""
+        return Counts() if self._speculator is None else self._speculator.counts.copy()
+
+    @property
     def text(self) -> str:
         """All that was read and answered, as the model sees it."""
         return self._text
@@ -186,14 +198,20 @@ class Session:
 
         ``room``: how many tokens the answer may still have, within which a constrained one is completed.
         """
-        if constraint is not None:
-            logits = self._feed("logits", interrupted)
-            return None if logits is None else sampler.choose_constrained(logits, constraint, room)
-        if sampler.takes_the_likeliest:
-            token = self._feed("token", interrupted)
-            return None if token is None else Choice(int(token))
-        logits = self._feed("logits", interrupted)
-        return None if logits is None else sampler.choose(logits)
+        logits = None if interrupted() else self._speculate(constraint, room)
+        greedy = constraint is None and sampler.takes_the_likeliest
+        found = self._feed("token" if greedy else "logits", interrupted) if logits is None else logits
+        if found is None:
+            return None
+        if greedy:
+            choice = Choice(int(found if logits is None else found.argmax()))
+        elif constraint is None:
+            choice = sampler.choose(found)
+        else:
+            choice = sampler.choose_constrained(found, constraint, room)
+        if self._speculator is not None:
+            self._speculator.chose(choice.token_id)
+        return choice
 
     def add_answered(self, token_id: int, text: str) -> None:
         """Adds to the conversation what the model said; called by the stream."""
@@ -209,6 +227,23 @@ class Session:
                 explain("Token ids", expected=f"0 to {vocab - 1}", found=outside[0], todo="Encode by this tokenizer.")
             )
         return list(token_ids)
+
+    def _speculate(self, constraint: Constraint | None, room: int) -> np.ndarray | None:
+        """The logits (vocab) after what waits, if a trial knows them or begins with it; None asks for a plain step."""
+        speculator = self._speculator
+        if speculator is None or len(self._pending) != 1:
+            return None
+        self._check_open()
+        (token,) = self._pending
+        logits = speculator.follow(token)
+        if logits is None:
+            states = self._memory()
+            with self._lost_if_it_fails():
+                logits = speculator.begin(self._tokens, token, states, constraint, room)
+        if logits is not None:
+            self._tokens.append(token)
+            self._pending = []
+        return logits
 
     def _end_answer(self) -> None:
         if self._answer is not None and (answer := self._answer()) is not None:
@@ -236,9 +271,16 @@ class Session:
         return result
 
     def _advance(self, ids: list[int], wanted: Output) -> Any:
-        """One step of the engine. A failure within it, Ctrl-C too, closes this session, whose states are lost."""
+        """One step of the engine."""
+        states = self._memory()
+        with self._lost_if_it_fails():
+            return self.model.steps.advance(ids, states, wanted, self.priority)
+
+    @contextmanager
+    def _lost_if_it_fails(self) -> Iterator[None]:
+        """A failure within a step, Ctrl-C too, closes this session, whose states are lost."""
         try:
-            return self.model.steps.advance(ids, self._memory(), wanted, self.priority)
+            yield
         except (PromptError, MemoryLimitError):  # refused before anything was fed
             raise
         except BaseException as error:
@@ -252,6 +294,9 @@ class Session:
     def _memory(self) -> States:
         if self._states is None:
             self._states = self.model.steps.empty_states()
+        if self._speculator is not None:
+            with self._lost_if_it_fails():
+                self._speculator.settle(self._states)
         return self._states
 
     def _recall(self) -> list[int]:
