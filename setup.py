@@ -30,6 +30,7 @@ ROOMS = {"edge_sdk": ".", "edge_plugins": "plugins", "edge_export": "export"}
 ENGINE = ["onnx>=1.19", "rich>=13.7", "typer>=0.15"]
 TENSORRT_RTX = "tensorrt-rtx-cu13==1.7.1.116"
 
+CONTROL = ["mcap>=1.6,<2"]
 SERVER = ["prometheus-client>=0.20", "starlette>=0.40", "uvicorn>=0.30"]
 
 EXTRAS = {
@@ -82,13 +83,15 @@ EXTRAS = {
         "tensorboard>=2.16",
         f"{TENSORRT_RTX}; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "transformers>=5.20",
+        *CONTROL,
         *SERVER,
     ],
     "dev": ["mypy>=1.15", "pre-commit>=4.0", "ruff>=0.11"],
+    # Recordings of control runs.
+    "control": CONTROL,
     # Named for what is to come, so that installation commands stay the same.
     "serial": ["pyserial>=3.5"],
     "vision": ["opencv-python>=4.8"],
-    "control": [],
 }
 
 PACKAGE = Path("edge_plugins", "native")
