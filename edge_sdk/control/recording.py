@@ -56,7 +56,7 @@ class RecordingReport(msgspec.Struct, frozen=True, kw_only=True):
 
     written: dict[str, int]
     dropped: dict[str, int]
-    """Those that found the queue full, or came after an error."""
+    """Those that found the queue full, or came after an error or, within the last flush, before it."""
     bytes: int
     error: str
     """Why nothing more could be written; empty where all went well."""
@@ -99,7 +99,7 @@ class Recorder:
         self._queue: queue.SimpleQueue[tuple[Record, int, int] | None] = queue.SimpleQueue()
         self._capacity_bytes, self._queued_bytes = capacity_bytes, 0
         self._lock, self._closed, self._complained, self._error = threading.Lock(), False, False, ""
-        self._seen, self._written = Counter[str](), Counter[str]()
+        self._seen, self._written, self._on_disk = Counter[str](), Counter[str](), Counter[str]()
         self._thread = threading.Thread(target=self._work, name="edge-recorder", daemon=True)
         self._thread.start()
 
@@ -124,6 +124,16 @@ class Recorder:
             complain, self._complained = not self._complained, True
         if complain:
             LOG.warning("%s: %s", self.path, self._error or "writing is too slow, and records are dropped")
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of the records that are not written yet."""
+        return self._queued_bytes
+
+    @property
+    def error(self) -> str:
+        """Why the recording has ended before its time; empty while it goes on."""
+        return self._error
 
     def close(self) -> RecordingReport:
         """Writes what waits, completes the file, and says what became of it."""
@@ -151,7 +161,7 @@ class Recorder:
                 self._write_until_closed()
         except (OSError, RecordingError) as error:  # a full disk; an array that is none of numbers
             with self._lock:
-                self._error = f"The recording ended: {error}"
+                self._error, self._written = f"The recording ended: {error}", self._on_disk
             LOG.error("%s: %s", self.path, self._error)
 
     def _write_until_closed(self) -> None:
@@ -160,6 +170,7 @@ class Recorder:
             left_s = flush_at - time.monotonic()
             if left_s <= 0:
                 self._topics.flush()
+                self._on_disk = self._written.copy()
                 flush_at = time.monotonic() + FLUSH_S
                 continue
             try:

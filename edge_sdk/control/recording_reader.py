@@ -95,7 +95,7 @@ class Recording:
 
     def _records(self, file: BinaryIO) -> Iterator[Any]:
         """MCAP's records, those of chunks included."""
-        from mcap.exceptions import EndOfFile, McapError
+        from mcap.exceptions import EndOfFile, McapError, RecordLengthLimitExceeded
         from mcap.records import DataEnd
         from mcap.stream_reader import StreamReader
         from zstandard import ZstdError
@@ -109,7 +109,7 @@ class Recording:
                 yield record
             if not has_data_end or not _summary_is_whole(file, size, record):
                 self._refuse("a complete file", "one that is damaged behind its data")
-        except EndOfFile:
+        except (EndOfFile, RecordLengthLimitExceeded):
             if not self.truncated:
                 self._refuse("a complete file", "a record that goes beyond its end")
         # what the reader lets through of a damaged length, text or checksum

@@ -65,7 +65,7 @@ class Watchdog:
         timeout_ms: float,
         *,
         realtime: RealtimeSettings | None = None,
-        start_timeout_s: float = 10.0,
+        start_timeout_s: float = 30.0,
     ) -> None:
         if not timeout_ms > 0:
             raise ConfigError(explain("timeout_ms", expected="more than 0", found=timeout_ms, todo="Correct it."))
