@@ -86,7 +86,8 @@ class ChunkQueue:
     def __init__(self, blending: Blending) -> None:
         self._blending = blending
         self._chunks: deque[Chunk] = deque()
-        """Oldest first; one, unless they are ensembled or a new one is for later ticks."""
+        """Oldest first; one, unless they are ensembled."""
+        self._from_tick = 0
         self._lock = threading.Lock()
         make: dict[Mode, Callable[[Chunk, int], None]] = {"ensemble": self._append, "soft_mask": self._mask}
         self._take = make.get(blending.mode, self._replace)
@@ -94,7 +95,8 @@ class ChunkQueue:
     def add(self, chunk: Chunk, *, next_tick: int) -> None:
         """A new chunk, at a time when ``next_tick`` is the first one to come; actions for earlier ones are dropped."""
         with self._lock:
-            self._take(chunk, next_tick)
+            if chunk.first_tick >= self._from_tick:
+                self._take(chunk, next_tick)
 
     def at(self, tick: int) -> Planned | None:
         """The action of a tick, which must not decrease from call to call; None where no chunk has one."""
@@ -119,7 +121,7 @@ class ChunkQueue:
         if plan is None or not plan.covers(first_tick):
             return None
         offset = first_tick - plan.first_tick
-        return plan.actions[offset : offset + ticks].copy()
+        return np.array(plan.actions[offset : offset + ticks])
 
     @property
     def end_tick(self) -> int:
@@ -127,10 +129,11 @@ class ChunkQueue:
         with self._lock:
             return self._chunks[-1].end_tick if self._chunks else 0
 
-    def clear(self) -> None:
-        """Forgets all actions."""
+    def clear(self, *, from_tick: int) -> None:
+        """Forgets all actions, also those of chunks still to come that were begun for an earlier tick."""
         with self._lock:
             self._chunks.clear()
+            self._from_tick = from_tick
 
     def _replace(self, chunk: Chunk, next_tick: int) -> None:
         del next_tick

@@ -22,6 +22,10 @@ class Clock(Protocol):
         """Returns when the event is set."""
         ...
 
+    def join(self, thread: threading.Thread, timeout_s: float) -> None:
+        """Returns when the thread has ended, or after so long by the machine's clock."""
+        ...
+
 
 class MonotonicClock:
     """The machine's clock. The last ``spin_us`` of a sleep are spent looking at it, which costs a core but wakes
@@ -45,6 +49,10 @@ class MonotonicClock:
     def wait(self, event: threading.Event) -> None:
         """``event.wait()``."""
         event.wait()
+
+    def join(self, thread: threading.Thread, timeout_s: float) -> None:
+        """``thread.join(timeout_s)``."""
+        thread.join(timeout_s)
 
 
 class SimulatedClock:
@@ -85,11 +93,14 @@ class SimulatedClock:
             self._turn.wait_for(lambda: self._next() == me)
             del self._waiters[me]
 
-    def leave(self) -> None:
-        """Says that a thread will not use the clock any more; those that remain go on without it."""
+    def join(self, thread: threading.Thread, timeout_s: float) -> None:
+        """The others go on without this thread until that one has ended."""
         with self._turn:
             self._expected -= 1
             self._turn.notify_all()
+        thread.join(timeout_s)
+        with self._turn:
+            self._expected += 1
 
     def _next(self) -> int | None:
         """The thread whose turn it is; None while somebody works."""

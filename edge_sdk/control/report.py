@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from edge_sdk.control.limits import Kind
-from edge_sdk.control.observers import Stage, Timing
+from edge_sdk.control.observers import Stage, TickRecord, Timing
 
 Ended = Literal["finished", "asked", "silent", "limit", "robot", "policy", "observer"]
 """Why a run ended: its ticks were done; ``stop()`` was called; the policy was silent for too long; a limit that stops
@@ -122,3 +122,46 @@ class Tally:
         self.stages: dict[Stage, int] = dict.fromkeys(get_args(Stage), 0)
         self.skipped = self.inferences = self.over_budget = self.estops = 0
         self.step, self.observe, self.jitter, self.act, self.age = (Durations() for _ in range(5))
+
+    def tick(self, record: TickRecord, act_ns: int) -> None:
+        """Of the actuation thread: one tick that was begun."""
+        self.timing[record.timing] += 1
+        self.stages[record.stage] += 1
+        self.jitter.add(record.woken_ns - record.planned_ns)
+        if record.action is not None:
+            self.act.add(act_ns)
+        if record.observation_ns is not None:
+            self.age.add(record.done_ns - record.observation_ns)
+
+    def skip(self, ticks: int) -> None:
+        """Of the actuation thread: ticks that were not begun."""
+        self.skipped += ticks
+        self.timing["missed"] += ticks
+
+    def inference(self, step_ns: int, observe_ns: int, budget_ns: int) -> None:
+        """Of the inference thread: one that made a chunk."""
+        self.inferences += 1
+        self.over_budget += step_ns > budget_ns
+        self.step.add(step_ns)
+        self.observe.add(observe_ns)
+
+    def report(self, *, ended: Ended, error: str | None, rate_hz: float, violations: dict[Kind, int]) -> Report:
+        """All of it."""
+        return Report(
+            ended=ended,
+            error=error,
+            rate_hz=rate_hz,
+            ticks=sum(self.timing.values()),
+            timing=self.timing,
+            stages=self.stages,
+            skipped=self.skipped,
+            inferences=self.inferences,
+            over_budget=self.over_budget,
+            violations=violations,
+            estops=self.estops,
+            step=self.step.summary(),
+            observe=self.observe.summary(),
+            jitter=self.jitter.summary(),
+            act=self.act.summary(),
+            age=self.age.summary(),
+        )
