@@ -24,6 +24,7 @@ class Robot(Protocol):
 
         Vectors are (size,) float32, images (height, width, channels) uint8. Where the robot knows when the
         observation was taken, ``time_ns`` (:data:`TIME_KEY`) says so; otherwise the loop takes the time of this call.
+        The arrays do not change afterwards.
         """
         ...
 
