@@ -116,7 +116,7 @@ class Inference:
             self._policy.config.check_observation(observation)
             observed_ns = self._clock.now_ns()
             ended = "policy"
-            committed, actions = self._ask_policy(observation)
+            begins_episode, committed, actions = self._ask_policy(observation)
             if warm_up:
                 return
             done_ns = self._clock.now_ns()
@@ -128,6 +128,7 @@ class Inference:
             ended = "observer"
             record = InferenceRecord(
                 inference=chunk.inference,
+                begins_episode=begins_episode,
                 first_tick=chunk.first_tick,
                 observation_ns=chunk.observation_ns,
                 started_ns=started_ns,
@@ -143,13 +144,14 @@ class Inference:
             LOGGER.exception("The %s raised an error", ended)
             self.failure = Failure(ended, f"{type(error).__name__}: {error}", self._clock.now_ns())
 
-    def _ask_policy(self, observation: Mapping[str, np.ndarray]) -> tuple[FloatArray | None, FloatArray]:
-        """What it was told of the actions to come, and its chunk."""
-        if self._new_episode:
+    def _ask_policy(self, observation: Mapping[str, np.ndarray]) -> tuple[bool, FloatArray | None, FloatArray]:
+        """Whether it was reset, what it was told of the actions to come, and its chunk."""
+        begins_episode = self._new_episode
+        if begins_episode:
             self._new_episode = False
             self._policy.reset()
         committed = self._queue.committed(self.first_tick, max(self._delays)) if self._commit else None
-        return committed, self._checked(self._policy.infer(observation, committed))
+        return begins_episode, committed, self._checked(self._policy.infer(observation, committed))
 
     def _checked(self, actions: FloatArray) -> FloatArray:
         """A copy of a policy's answer, which must have its shape."""

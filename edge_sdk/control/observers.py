@@ -46,6 +46,8 @@ class InferenceRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One finished inference: what went in, and what came out before it was blended with earlier chunks."""
 
     inference: int
+    begins_episode: bool
+    """Whether the policy was reset right before it."""
     first_tick: int
     """The tick that the chunk's first action is for."""
     observation_ns: int

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,15 +36,11 @@ class RealtimeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """All memory of the process, also what it takes later, stays in RAM."""
     cpus: tuple[int, ...] = ()
     """The calling thread, and those that it starts, run on these only."""
-    switch_interval_ms: float | None = None
-    """How long another Python thread may compute on when this one wants the interpreter: 5 by CPython's default, which
-    is longer than a tick at 1 kHz. For the whole process."""
 
     def __post_init__(self) -> None:
-        priority, interval = self.fifo_priority, self.switch_interval_ms
+        priority = self.fifo_priority
         _require(priority is None or 1 <= priority <= 99, "fifo_priority", "1 to 99", priority)
         _require(all(cpu >= 0 for cpu in self.cpus), "cpus", "0 or more", list(self.cpus))
-        _require(interval is None or interval > 0, "switch_interval_ms", "more than 0", interval)
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,9 +80,6 @@ def apply_realtime(settings: RealtimeSettings) -> RealtimeReport:
         asked.append(("cpus", f"runs on {list(cpus)}", lambda: os.sched_setaffinity(0, cpus)))
     if settings.lock_memory:
         asked.append(("lock_memory", "all memory is locked", _lock_memory))
-    if settings.switch_interval_ms is not None:
-        interval_s = settings.switch_interval_ms / 1e3
-        asked.append(("switch_interval_ms", f"{interval_s * 1e3:g}", lambda: sys.setswitchinterval(interval_s)))
     if settings.fifo_priority is not None:
         priority = settings.fifo_priority
         asked.append(("fifo_priority", f"SCHED_FIFO, {priority}", lambda: _schedule_first(priority)))

@@ -77,6 +77,7 @@ class ChunkMessage(msgspec.Struct, frozen=True, kw_only=True):
     """/chunk; see InferenceRecord."""
 
     inference: int
+    begins_episode: bool
     first_tick: int
     observation_ns: int
     started_ns: int
@@ -251,6 +252,7 @@ def inference_messages(record: InferenceRecord) -> tuple[ObservationMessage, Chu
         inference=record.inference, time_ns=record.observation_ns, arrays=tuple(arrays), images=images
     ), ChunkMessage(
         inference=record.inference,
+        begins_episode=record.begins_episode,
         first_tick=record.first_tick,
         observation_ns=record.observation_ns,
         started_ns=record.started_ns,

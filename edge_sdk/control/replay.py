@@ -56,8 +56,8 @@ class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
 def replay(recording: Recording | str | Path, policy: Policy) -> ReplayReport:
     """Feeds the recorded observations and committed actions to the policy, in their order.
 
-    The policy is reset at inference 0, which begins a run. The replay ends at the first difference. Raises
-    RecordingError where the recording is damaged or is of a policy with another configuration.
+    The policy is reset where it was reset, at the beginning of an episode. The replay ends at the first difference.
+    Raises RecordingError where the recording is damaged or is of a policy with another configuration.
     """
     if not isinstance(recording, Recording):
         recording = Recording(recording)
@@ -76,10 +76,11 @@ def _compare(records: Iterable[InferenceRecord], policy: Policy) -> tuple[int, D
     """Number compared, the first difference, and the first number that is missing."""
     compared, expected = 0, 0
     for record in records:
-        if record.inference == 0:
-            policy.reset()
-        elif record.inference != expected:
+        begins_run = record.inference == 0 and record.begins_episode
+        if record.inference != expected and not begins_run:
             return compared, None, expected
+        if record.begins_episode:
+            policy.reset()
         replayed = policy.infer(record.observation, record.committed)
         compared, expected = compared + 1, record.inference + 1
         if difference := find_difference(record, replayed):

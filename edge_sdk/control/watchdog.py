@@ -20,8 +20,11 @@ from types import TracebackType
 from typing import Any
 
 import msgspec
+import numpy as np
 
+from edge_sdk.control.observers import InferenceRecord, TickRecord
 from edge_sdk.control.realtime import RealtimeReport, RealtimeSettings
+from edge_sdk.control.robot import FloatArray, Robot
 from edge_sdk.control.watchdog_process import CHECKS, CLOSE, READY, Times
 from edge_sdk.errors import ConfigError, WatchdogError, explain
 
@@ -52,11 +55,11 @@ class Stopper(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Watchdog:
-    """Starts the process and tells it that the loop lives. One thread calls :meth:`beat`, once in every tick.
+    """Starts the process and tells it that the loop lives: an observer of the loop, with a beat in every tick.
 
-    It is armed by the first beat. What it decided is final: every later beat raises. Left by an exception, the ``with``
-    block stops the robot through the watchdog; left in order, it does not. Raises ConfigError for a timeout that is not
-    above 0, and WatchdogError where the stopper cannot be made.
+    It is armed by the first beat. What it decided is final: every later beat raises, and a guarded robot does not act.
+    Left by an exception, the ``with`` block stops the robot through the watchdog; left in order, it does not. Raises
+    ConfigError for a timeout that is not above 0, and WatchdogError where the stopper cannot be made.
     """
 
     def __init__(
@@ -131,22 +134,28 @@ class Watchdog:
         """Of the watchdog's process."""
         return self._process.pid
 
+    def tick(self, record: TickRecord) -> None:
+        """A beat."""
+        self.beat()
+
+    def inference(self, record: InferenceRecord) -> None:
+        """Nothing: that the policy computes does not show that the robot is driven."""
+
+    def guard(self, robot: Robot) -> Robot:
+        """The robot, which no longer acts when the watchdog has stopped it: its ``act`` raises WatchdogError.
+
+        A loop that was held up and goes on would otherwise send one more action before its next beat.
+        """
+        return _GuardedRobot(robot, self)
+
     def beat(self) -> None:
-        """Says that the loop lives; call it before every action.
+        """Says that the loop lives.
 
         Raises WatchdogError when the watchdog has stopped the robot, and when it is dead or hangs itself: in both cases
         the loop must stop the robot and end.
         """
         now = self._times.beat_ns = time.monotonic_ns()
-        if self._times.tripped_ns:
-            raise WatchdogError(
-                explain(
-                    "The control loop",
-                    expected=f"a sign of life every {self._timeout_ns / 1e6:g} ms",
-                    found="none; the watchdog has stopped the robot",
-                    todo="Find what kept the loop, or allow it a longer timeout_ms, and start it again.",
-                )
-            )
+        self.check()
         silent_ns = now - self._times.watched_ns
         if silent_ns > CHECKS * self._timeout_ns or self._poll.poll(0):
             raise WatchdogError(
@@ -155,6 +164,18 @@ class Watchdog:
                     expected="it to watch",
                     found=f"it dead, or without a sign of life for {silent_ns / 1e6:.0f} ms",
                     todo="Find what ended or kept it; start the loop again.",
+                )
+            )
+
+    def check(self) -> None:
+        """Raises WatchdogError when the watchdog has stopped the robot."""
+        if self._times.tripped_ns:
+            raise WatchdogError(
+                explain(
+                    "The control loop",
+                    expected=f"a sign of life every {self._timeout_ns / 1e6:g} ms",
+                    found="none; the watchdog has stopped the robot",
+                    todo="Find what kept the loop, or allow it a longer timeout_ms, and start it again.",
                 )
             )
 
@@ -184,3 +205,20 @@ class Watchdog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close(stop=error is not None)
+
+
+class _GuardedRobot:
+    """A robot that acts only while its watchdog has not stopped it."""
+
+    def __init__(self, robot: Robot, watchdog: Watchdog) -> None:
+        self._robot, self._watchdog = robot, watchdog
+
+    def observe(self) -> dict[str, np.ndarray]:
+        return self._robot.observe()
+
+    def act(self, action: FloatArray) -> None:
+        self._watchdog.check()
+        self._robot.act(action)
+
+    def stop(self) -> None:
+        self._robot.stop()

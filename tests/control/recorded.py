@@ -71,6 +71,7 @@ def run(policy: RecurrentPolicy, inferences: int, seed: int = 0) -> Iterator[Inf
         chunk = policy.infer(observation, committed)
         yield InferenceRecord(
             inference=number,
+            begins_episode=number == 0,
             first_tick=number,
             observation_ns=now,
             started_ns=now + 1,

@@ -52,6 +52,7 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8
 INFERENCES = st.builds(
     InferenceRecord,
     inference=st.integers(0, 2**31),
+    begins_episode=st.booleans(),
     first_tick=TIMES,
     observation_ns=TIMES,
     started_ns=TIMES,
