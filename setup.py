@@ -70,6 +70,7 @@ EXTRAS = {
     "test": [
         "cmake>=3.20",
         "cyclonedds==11.0.1",
+        "gymnasium[mujoco]>=1.1",
         "hypothesis>=6.100",
         "jsonschema>=4.20",
         "llguidance>=1.9,<2",

@@ -88,6 +88,8 @@ class ChunkQueue:
         self._chunks: deque[Chunk] = deque()
         """Oldest first; one, unless they are ensembled."""
         self._from_tick = 0
+        self.end_tick = 0
+        """The first tick from which on nothing was planned."""
         self._lock = threading.Lock()
         make: dict[Mode, Callable[[Chunk, int], None]] = {"ensemble": self._append, "soft_mask": self._mask}
         self._take = make.get(blending.mode, self._replace)
@@ -97,6 +99,7 @@ class ChunkQueue:
         with self._lock:
             if chunk.first_tick >= self._from_tick:
                 self._take(chunk, next_tick)
+                self.end_tick = chunk.end_tick
 
     def at(self, tick: int) -> Planned | None:
         """The action of a tick, which must not decrease from call to call; None where no chunk has one."""
@@ -123,17 +126,11 @@ class ChunkQueue:
         offset = first_tick - plan.first_tick
         return np.array(plan.actions[offset : offset + ticks])
 
-    @property
-    def end_tick(self) -> int:
-        """The first tick from which on nothing is planned."""
-        with self._lock:
-            return self._chunks[-1].end_tick if self._chunks else 0
-
     def clear(self, *, from_tick: int) -> None:
         """Forgets all actions, also those of chunks still to come that were begun for an earlier tick."""
         with self._lock:
             self._chunks.clear()
-            self._from_tick = from_tick
+            self._from_tick, self.end_tick = from_tick, 0
 
     def _replace(self, chunk: Chunk, next_tick: int) -> None:
         del next_tick

@@ -94,7 +94,7 @@ class Inference:
 
     def _work(self) -> None:
         warm = False
-        while self.failure is None:
+        while True:  # after a failure too: it ends when it is closed
             self._clock.wait(self._go)
             self._go.clear()
             if self._closing:
