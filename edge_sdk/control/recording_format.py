@@ -225,42 +225,28 @@ def decode_image(message: ImageMessage) -> np.ndarray:
 
 def tick_messages(record: TickRecord) -> tuple[ActionMessage | None, TickMessage]:
     """As the two topics have it."""
-    sent = None
-    if record.action is not None:
-        sent = ActionMessage(tick=record.tick, action=encode_array("action", record.action))
-    return sent, TickMessage(
-        tick=record.tick,
-        planned_ns=record.planned_ns,
-        woken_ns=record.woken_ns,
-        done_ns=record.done_ns,
-        timing=record.timing,
-        skipped=record.skipped,
-        stage=record.stage,
-        acted=sent is not None,
-        wanted=None if record.wanted is None else encode_array("wanted", record.wanted),
-        violations=record.violations,
-        observation_ns=record.observation_ns,
-        inference=record.inference,
-    )
+    fields = msgspec.structs.asdict(record)
+    action, wanted = (_encode_or_none(name, fields.pop(name)) for name in ("action", "wanted"))
+    sent = None if action is None else ActionMessage(tick=record.tick, action=action)
+    return sent, TickMessage(**fields, acted=sent is not None, wanted=wanted)
 
 
 def inference_messages(record: InferenceRecord) -> tuple[ObservationMessage, ChunkMessage]:
     """As the two topics have it; the images are named only."""
-    images = tuple(name for name, array in record.observation.items() if is_image(array))
-    arrays = (encode_array(name, array) for name, array in record.observation.items() if name not in images)
-    return ObservationMessage(
-        inference=record.inference, time_ns=record.observation_ns, arrays=tuple(arrays), images=images
-    ), ChunkMessage(
-        inference=record.inference,
-        begins_episode=record.begins_episode,
-        first_tick=record.first_tick,
-        observation_ns=record.observation_ns,
-        started_ns=record.started_ns,
-        observed_ns=record.observed_ns,
-        done_ns=record.done_ns,
-        committed=None if record.committed is None else encode_array("committed", record.committed),
-        chunk=encode_array("chunk", record.chunk),
+    fields = msgspec.structs.asdict(record)
+    observation = fields.pop("observation")
+    images = tuple(name for name, array in observation.items() if is_image(array))
+    arrays = tuple(encode_array(name, array) for name, array in observation.items() if name not in images)
+    committed = _encode_or_none("committed", fields.pop("committed"))
+    chunk = encode_array("chunk", fields.pop("chunk"))
+    return (
+        ObservationMessage(inference=record.inference, time_ns=record.observation_ns, arrays=arrays, images=images),
+        ChunkMessage(**fields, committed=committed, chunk=chunk),
     )
+
+
+def _encode_or_none(name: str, array: np.ndarray | None) -> ArrayMessage | None:
+    return None if array is None else encode_array(name, array)
 
 
 def _refuse(what: str, expected: str, found: str) -> typing.NoReturn:
