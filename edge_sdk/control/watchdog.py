@@ -25,7 +25,7 @@ import numpy as np
 from edge_sdk.control.observers import InferenceRecord, TickRecord
 from edge_sdk.control.realtime import RealtimeReport, RealtimeSettings
 from edge_sdk.control.robot import FloatArray, Robot
-from edge_sdk.control.watchdog_process import CHECKS, CLOSE, READY, Times
+from edge_sdk.control.watchdog_process import CHECKS, CLOSE, ERROR, READY, Times
 from edge_sdk.errors import ConfigError, WatchdogError, explain
 
 MESSAGE_BYTES = 1 << 16
@@ -113,12 +113,16 @@ class Watchdog:
         try:
             answer = self._connection.recv(MESSAGE_BYTES)
         except TimeoutError:
-            answer = f"no answer for {timeout_s} s".encode()
+            self._process.kill()
+            answer = ERROR + f"no answer for {timeout_s} s".encode()
         if answer[:1] == READY:
             return RealtimeReport.decode(answer[1:])
         self._connection.close()
-        self._process.kill()
-        self._process.wait()
+        try:
+            self._process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         found = answer[1:].decode(errors="replace") or f"exit status {self._process.returncode}"
         raise WatchdogError(
             explain(

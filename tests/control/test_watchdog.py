@@ -218,7 +218,7 @@ def test_a_stopper_that_fails_is_tried_again(tmp_path: Path, capfd: pytest.Captu
         ("edge_sdk.control.stoppers:write_file", {"path": "/no/such/folder/stop"}, "FileNotFoundError"),
         ("edge_sdk.control.stoppers:write_frame", {"descriptor": 999, "frame_hex": FRAME}, "OSError"),
         ("builtins:dict", {}, "returned dict"),
-        ("os:_exit", {"status": 3}, "exit status"),
+        ("os:_exit", {"status": 3}, "exit status 3"),
     ],
 )
 def test_a_stopper_that_cannot_be_made_is_refused_at_the_start(
@@ -226,6 +226,11 @@ def test_a_stopper_that_cannot_be_made_is_refused_at_the_start(
 ) -> None:
     with pytest.raises(WatchdogError, match=found):
         Watchdog(Stopper(entry=entry, arguments=arguments), TIMEOUT_MS)
+
+
+def test_a_stopper_that_never_comes_back_is_refused(stopper: Stopper) -> None:
+    with pytest.raises(WatchdogError, match=r"found no answer for 0\.01 s"):
+        Watchdog(stopper, TIMEOUT_MS, start_timeout_s=0.01)
 
 
 def test_values_that_make_no_sense_are_refused(stopper: Stopper) -> None:
