@@ -157,7 +157,7 @@ def test_silence_goes_through_its_stages_in_order() -> None:
     assert stand.notes.ticks[-1].planned_ns - stand.notes.ticks[14].planned_ns == 10 * PERIOD_NS
     last = 1.009
     assert stand.sent[14:20] == pytest.approx([last] * 6)
-    assert stand.sent[20:] == pytest.approx([last + share * (-1 - last) for share in (0, 0.25, 0.5, 0.75)])
+    assert stand.sent[20:] == pytest.approx([last + share * (-1 - last) for share in (0, 0.25, 0.5, 0.75)], abs=1e-6)
     assert stand.robot.stops[0] == stand.notes.ticks[-1].planned_ns
 
 
