@@ -37,6 +37,7 @@ from edge_sdk.control.recording_format import (
     tick_messages,
 )
 from edge_sdk.errors import RecordingError, explain
+from edge_sdk.files import sync
 
 LOG = logging.getLogger("edge_sdk")
 
@@ -90,6 +91,7 @@ class Recorder:
         )
         try:
             self._file: BinaryIO = self.path.open("xb")
+            sync(self.path.parent)
         except OSError as error:
             todo = "Choose another path; a recording never replaces a file."
             raise RecordingError(
@@ -159,7 +161,9 @@ class Recorder:
         try:
             with self._file:
                 self._write_until_closed()
-        except (OSError, RecordingError) as error:  # a full disk; an array that is none of numbers
+        except (
+            Exception
+        ) as error:  # a full disk, an array that is none of numbers: the loop goes on without a recording
             with self._lock:
                 self._error, self._written = f"The recording ended: {error}", self._on_disk
             LOG.error("%s: %s", self.path, self._error)

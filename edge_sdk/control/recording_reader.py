@@ -80,17 +80,18 @@ class Recording:
         with self.path.open("rb") as file:
             topics: dict[int, str] = {}
             for record in self._records(file):
-                if isinstance(record, Channel):
-                    topics[record.id] = record.topic
-                elif isinstance(record, Metadata) and record.name == END:
-                    joiner.end(msgspec.json.decode(record.metadata["seen"]))
-                elif isinstance(record, Mcap):
-                    try:
+                joined = None
+                try:
+                    if isinstance(record, Channel):
+                        topics[record.id] = record.topic
+                    elif isinstance(record, Metadata) and record.name == END:
+                        joiner.end(msgspec.json.decode(record.metadata.get("seen", ""), type=dict[str, int]))
+                    elif isinstance(record, Mcap):
                         joined = joiner.join(topics.get(record.channel_id, ""), record.data, record.sequence)
-                    except (msgspec.DecodeError, RecordingError) as error:
-                        self._refuse("messages of Edge SDK", error)
-                    if joined is not None:
-                        yield joined
+                except (msgspec.DecodeError, RecordingError) as error:
+                    self._refuse("messages of Edge SDK", error)
+                if joined is not None:
+                    yield joined
         self.lost = joiner.lost
 
     def _records(self, file: BinaryIO) -> Iterator[Any]:

@@ -126,7 +126,10 @@ def main(path: str, limit_bytes: int) -> None:
     for count, one in enumerate(records):
         tell(recorder, (one,))
         if count == 199 and not limit_bytes:
+            deadline = time.monotonic() + 30
             while Path(path).stat().st_size == empty_bytes:
+                if time.monotonic() > deadline:
+                    raise TimeoutError("nothing was flushed for 30 s")
                 time.sleep(0.01)
             print(count + 1, flush=True)
         if limit_bytes and recorder.error:

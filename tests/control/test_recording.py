@@ -250,6 +250,17 @@ def test_a_flipped_bit_anywhere_is_noticed(
     assert is_among(found, records)
 
 
+def test_flipped_bits_in_what_no_chunk_holds_are_noticed(many_chunks: bytes, tmp_path: Path) -> None:
+    header_end, chunk_ends = ends(many_chunks)
+    path = tmp_path / "run.mcap"
+    for place in (*range(0, header_end, 3), *range(chunk_ends[-1][0], chunk_ends[-1][0] + 300)):
+        damaged = bytearray(many_chunks)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(RecordingError):
+            list(Recording(path))
+
+
 def test_a_killed_recorder_leaves_what_was_flushed(tmp_path: Path) -> None:
     with program(tmp_path / "run.mcap", 0) as recording_process:
         assert recording_process.stdout is not None
