@@ -30,6 +30,9 @@ ROOMS = {"edge_sdk": ".", "edge_plugins": "plugins", "edge_export": "export"}
 ENGINE = ["onnx>=1.19", "rich>=13.7", "typer>=0.15"]
 TENSORRT_RTX = "tensorrt-rtx-cu13==1.7.1.116"
 
+# Recordings of control runs.
+CONTROL = ["mcap>=1.6,<2"]
+
 # Robots on a serial line: docs/serial.md. Both vendors' SDKs bring pyserial.
 SERIAL = ["cobs>=1.2", "pyserial>=3.5"]
 DYNAMIXEL = ["dynamixel-sdk>=4.0"]
@@ -74,6 +77,7 @@ EXTRAS = {
     "test": [
         "cmake>=3.20",
         "cyclonedds==11.0.1",
+        "gymnasium[mujoco]>=1.1",
         "hypothesis>=6.100",
         "jsonschema>=4.20",
         "llguidance>=1.9,<2",
@@ -87,18 +91,19 @@ EXTRAS = {
         "tensorboard>=2.16",
         f"{TENSORRT_RTX}; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "transformers>=5.20",
+        *CONTROL,
         *DYNAMIXEL,
         *FEETECH,
         *SERIAL,
         *SERVER,
     ],
     "dev": ["mypy>=1.15", "pre-commit>=4.0", "ruff>=0.11"],
+    "control": CONTROL,
     "serial": SERIAL,
     "dynamixel": DYNAMIXEL,
     "feetech": FEETECH,
     # Named for what is to come, so that installation commands stay the same.
     "vision": ["opencv-python>=4.8"],
-    "control": [],
 }
 
 PACKAGE = Path("edge_plugins", "native")

@@ -33,6 +33,14 @@ class StateError(EdgeError):
     """A saved state is damaged, or belongs to another model."""
 
 
+class RecordingError(EdgeError):
+    """A recording is damaged, belongs to another policy, or cannot be made."""
+
+
+class WatchdogError(EdgeError):
+    """The watchdog stopped the robot, or cannot watch."""
+
+
 class CheckpointError(EdgeError):
     """A checkpoint is missing tensors, has misshapen ones, or is of an unknown family."""
 
