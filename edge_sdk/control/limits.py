@@ -6,9 +6,8 @@ One dimension is limited by itself, in units per tick: with x the action, v, a a
 
 It is not enough that the next action respects every limit: one at full speed right before the end of the range does,
 and has no successor that does. So an action is let through only with a certificate: a *law* that says what to do in
-every tick from then on, and whose whole course, simulated to the end, respects every limit. Where the wanted action has
-none, one between it and the law's next action takes its place; that one always has, for it is the course that was
-simulated one tick before.
+every tick from then on, and whose whole course respects every limit. Where none is found for the wanted action, one
+between it and the law's next action takes its place; that one always has one, for it lies on the last course.
 """
 
 from __future__ import annotations
