@@ -11,6 +11,7 @@ to measure besides is an entry of ``POLICIES``.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import subprocess
@@ -71,8 +72,8 @@ class Perceptron:
         self.config = config
         rng = np.random.default_rng(0)
         sizes = (OBSERVATION, 512, 512, ACTION * config.chunk_length)
-        self._weights = [rng.normal(size=shape, scale=shape[0] ** -0.5) for shape in zip(sizes, sizes[1:])]
-        self._weights = [weight.astype(np.float32) for weight in self._weights]
+        shapes = list(itertools.pairwise(sizes))
+        self._weights = [rng.standard_normal(shape, dtype=np.float32) / shape[0] ** 0.5 for shape in shapes]
 
     def reset(self) -> None:
         """There is no state."""

@@ -6,9 +6,8 @@ One dimension is limited by itself, in units per tick: with x the action, v, a a
 
 It is not enough that the next action respects every limit: one at full speed right before the end of the range does,
 and has no successor that does. So an action is let through only with a certificate: a *law* that says what to do in
-every tick from then on, and whose whole course, simulated to the end, respects every limit. Where the wanted action has
-none, one between it and the law's next action takes its place; that one always has, for it is the course that was
-simulated one tick before.
+every tick from then on, and whose whole course respects every limit. Where none is found for the wanted action, one
+between it and the law's next action takes its place; that one always has one, for it lies on the last course.
 """
 
 from __future__ import annotations
@@ -74,7 +73,6 @@ class Axis:
         self.x = self.v = self.a = 0.0
         self._away = 0
         """The law of the last certificate: 0 brakes; 1 and -1 pull up and down until the speed has turned."""
-        self._reach = self._stopping_distance()
 
     def rest_at(self, x: float) -> None:
         """Begins anew, at rest, at a position that is clipped to the range."""
@@ -93,7 +91,7 @@ class Axis:
         inside = min(max(wanted, self.low), self.high)
         lowest, highest = self._interval(self.v, self.a)
         a = min(max(inside - self.x - self.v, lowest), highest)
-        away = self._certificate(a)
+        away = self._certificate(a, simulate=kind is None)
         if away is None:
             a, away = self._nearest(a)
         before = self.x
@@ -136,14 +134,35 @@ class Axis:
         target = -math.copysign(steepest(abs(v), self.jerk), v)
         return min(max(target, a - self.jerk, -self.acceleration), a + self.jerk, self.acceleration)
 
-    def _certificate(self, a: float) -> int | None:
-        """A law that keeps to the range after a next tick with this acceleration; None where there is none."""
+    def _certificate(self, a: float, *, simulate: bool) -> int | None:
+        """A law that keeps to the range after a next tick with this acceleration; None where none was found.
+
+        Far enough from both ends braking does. Elsewhere only a simulation tells.
+        """
         v = self.v + a
         x = self.x + v
-        if self.low + self._reach <= x <= self.high - self._reach:
+        if self.low + self._braking_distance(-v, -a) <= x <= self.high - self._braking_distance(v, a):
             return 0
+        if not simulate:
+            return None
         laws = (0,) if v == 0 else (0, -1 if v > 0 else 1)
         return next((away for away in laws if self._stays(x, v, a, away)), None)
+
+    def _braking_distance(self, v: float, a: float) -> float:
+        """At least how far up braking goes: that of continuous time, in which a positive acceleration is first taken
+        back and a negative one not counted, and two ticks more.
+        """
+        rising = max(a, 0.0)
+        peak = v + rising * rising / (2 * self.jerk)
+        if peak <= 0:
+            return 0.0
+        if math.isinf(self.jerk):
+            return peak * peak / (2 * self.acceleration)
+        if peak * self.jerk <= self.acceleration * self.acceleration:
+            stopping = peak * math.sqrt(peak / self.jerk)
+        else:
+            stopping = peak / 2 * (peak / self.acceleration + self.acceleration / self.jerk)
+        return stopping + peak * (rising / self.jerk + 2)
 
     def _stays(self, x: float, v: float, a: float, away: int) -> bool:
         while self.low <= x <= self.high:
@@ -160,22 +179,12 @@ class Axis:
         good, bad = self._course(self.v, self.a, away), wanted
         for _ in range(BISECTIONS):
             middle = (good + bad) / 2
-            found = self._certificate(middle)
+            found = self._certificate(middle, simulate=False)
             if found is None:
                 bad = middle
             else:
                 good, away = middle, found
         return good, away
-
-    def _stopping_distance(self) -> float:
-        """At least what braking takes from any speed and acceleration; so far from both ends, all is certain."""
-        if math.isinf(self.low) and math.isinf(self.high):
-            return 0.0
-        if math.isinf(self.speed):
-            return math.inf
-        peak = min(self.acceleration, steepest(2 * self.speed, self.jerk))
-        ticks = 2.0 * self.speed / peak + 2.0 * peak / self.jerk + 4.0
-        return self.speed * ticks
 
 
 def _differ(one: float, other: float) -> bool:

@@ -85,6 +85,7 @@ class QueuedObserver:
         self._queue: queue.Queue[TickRecord | InferenceRecord | None] = queue.Queue(capacity)
         self._thread = threading.Thread(target=self._work, name="edge-observer", daemon=True)
         self._error: Exception | None = None
+        self._counting = threading.Lock()
         self.dropped = 0
         """Records that found the queue full, or came after an error."""
 
@@ -110,12 +111,16 @@ class QueuedObserver:
         try:
             self._queue.put_nowait(record)
         except queue.Full:
+            self._drop()
+
+    def _drop(self) -> None:
+        with self._counting:  # three threads do
             self.dropped += 1
 
     def _work(self) -> None:
         while (record := self._queue.get()) is not None:
             if self._error is not None:
-                self.dropped += 1  # the queue is emptied all the same, so that the end is not waited for in vain
+                self._drop()  # the queue is emptied all the same, so that the end is not waited for in vain
                 continue
             try:
                 if isinstance(record, TickRecord):

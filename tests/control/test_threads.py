@@ -171,13 +171,14 @@ def test_simulated_time_moves_when_all_wait_and_in_order() -> None:
             clock.sleep_until_ns(index * period_ns)
             log.append((name, clock.now_ns()))
         event.set()
-        clock.sleep_until_ns(10**9)
+        clock.wait(threading.Event())  # for ever: the clock counts on three threads
 
     threads = [threading.Thread(target=sleeper, args=parts, daemon=True) for parts in (("a", 100), ("b", 70))]
     for thread in threads:
         thread.start()
     clock.wait(event)
     assert log == [("b", 70), ("a", 100), ("b", 140), ("a", 200), ("b", 210)]
-    for thread in threads:
-        clock.join(thread, 60)
-    assert log[-1] == ("a", 300)
+    clock.sleep_until_ns(300)
+    assert (log[5:], clock.now_ns()) == ([("a", 300)], 300)
+    clock.sleep_until_ns(200)
+    assert clock.now_ns() == 300  # it never goes back
