@@ -219,10 +219,10 @@ def test_the_command_writes_a_plan_and_a_report(checkpoint: Path, tmp_path: Path
     assert rows["float32"]["kl"] == 0
     assert rows["float32"]["top1_agreement"] == 1
     assert rows["plan"]["bytes"] <= size < rows["float32"]["bytes"]
-    assert read_plan(tmp_path / "plan", checkpoint, load_model(checkpoint).config).method == "gptq"
+    assert read_plan(tmp_path / "plan").method == "gptq"
     save_model(make("latent-experts", seed=1), checkpoint)
     with pytest.raises(ConfigError, match="another checkpoint"):
-        read_plan(tmp_path / "plan", checkpoint, load_model(checkpoint).config)
+        export_graph(checkpoint, tmp_path / "graph", Storage(), plan=tmp_path / "plan")
 
 
 def test_only_what_comes_after_the_prompt_is_scored(tmp_path: Path) -> None:
