@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,23 +90,28 @@ def estimate_bundle(checkpoint: Path, graph: Path) -> Estimate:
 
 def leaf_memory(traced: TracedExport) -> dict[str, int]:
     """By leaf of the model: bytes in memory at the most while it is read, converted and written."""
-    tensors: dict[str, list[str]] = {name: [] for name in traced.layout.leaves}
+    tensors: dict[str, list[str]] = defaultdict(list)
     for name in traced.source.shapes:
         leaf = name
         while leaf and leaf not in traced.leaves:
             leaf = leaf.rpartition(".")[0]
-        tensors.setdefault(leaf, []).append(name)
-    return {
-        leaf: sum(_read_memory(traced.source, name) for name in tensors[leaf]) + _converting_memory(places)
-        for leaf, places in traced.layout.leaves.items()
-    }
+        tensors[leaf].append(name)
+    memory = {}
+    for leaf, places in traced.layout.leaves.items():
+        read = [_read_memory(traced.source, name) for name in tensors[leaf]]
+        own = {traced.source.files.dtype(part) for name in tensors[leaf] for part in traced.source.sources(name)}
+        made = [place for place in places if place.dtype != torch.float32 or own != {torch.float32}]
+        work = max([_converting_memory(made), *(reading for _, reading in read)])
+        memory[leaf] = sum(held for held, _ in read) + work
+    return memory
 
 
-def _read_memory(source: Checkpoint, name: str) -> int:
-    """Of one of HybridLM's tensors as it is read; twice that where it is joined from several."""
+def _read_memory(source: Checkpoint, name: str) -> tuple[int, int]:
+    """Of one of HybridLM's tensors, and besides while it is read: the parts that it is joined from, or its decoding."""
     sources = source.sources(name)
     size = sum(math.prod(source.files[part]) * source.files.dtype(part).itemsize for part in sources)
-    return size * min(2, len(sources)) + max((_decode_memory(source.files, part) for part in sources), default=0)
+    decoding = max((_decode_memory(source.files, part) for part in sources), default=0)
+    return size, max(decoding, size if len(sources) > 1 else 0)
 
 
 def _converting_memory(places: list[Place]) -> int:
@@ -113,7 +119,7 @@ def _converting_memory(places: list[Place]) -> int:
     work = {torch.uint8: PACKING_COPIES, torch.int8: 0}
     integers = [place.length * (2 if place.dtype == torch.uint8 else 1) for place in places if place.dtype in work]
     chunk = min(CHUNK_NUMBERS, max(integers, default=0)) * torch.float32.itemsize * CHUNK_COPIES
-    copies = max(place.length * work.get(place.dtype, 1) for place in places)
+    copies = max((place.length * work.get(place.dtype, 1) for place in places), default=0)
     return sum(place.length for place in places) + copies + chunk
 
 
