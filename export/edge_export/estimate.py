@@ -10,6 +10,7 @@ from edge_export.distil import DistilSchedule
 from edge_export.dry_run import Estimate
 from edge_export.students import SearchSettings
 from edge_sdk.model import ModelConfig, MoeSpec
+from edge_sdk.telemetry import read_memory
 
 PROBE_WIDTH, PROBE_PRODUCTS = 1024, 8
 
@@ -42,7 +43,8 @@ def estimate_distillation(
 
 
 def _estimate(read_bytes: float, write_bytes: float, memory_bytes: float, operations: float) -> Estimate:
-    return Estimate(read_bytes, write_bytes, memory_bytes, operations / operations_per_second(), time_from=TIME_FROM)
+    held, seconds = read_memory().resident_bytes, operations / operations_per_second()
+    return Estimate(read_bytes, write_bytes, held + memory_bytes, seconds, time_from=TIME_FROM)
 
 
 def active_parameters(config: ModelConfig) -> int:

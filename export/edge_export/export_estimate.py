@@ -24,7 +24,7 @@ from edge_export.importing import Dtype, shards_of, stored_bytes
 from edge_export.pack import Storage, TracedExport, bundle_sources, trace_export
 from edge_export.prequantized import DECODE_BYTES, NVFP4_BLOCK, decode_fp8, decode_nvfp4
 from edge_export.quantize import CHUNK_NUMBERS, Bfloat16Linear, QuantLinear
-from edge_export.weights import Place
+from edge_export.weights import Place, leaf_of
 from edge_sdk.telemetry import read_memory
 
 PROBE_WIDTH = 2048
@@ -92,10 +92,7 @@ def leaf_memory(traced: TracedExport) -> dict[str, int]:
     """By leaf of the model: bytes in memory at the most while it is read, converted and written."""
     tensors: dict[str, list[str]] = defaultdict(list)
     for name in traced.source.shapes:
-        leaf = name
-        while leaf and leaf not in traced.leaves:
-            leaf = leaf.rpartition(".")[0]
-        tensors[leaf].append(name)
+        tensors[leaf_of(name, traced.leaves)].append(name)
     memory = {}
     for leaf, places in traced.layout.leaves.items():
         read = [_read_memory(traced.source, name) for name in tensors[leaf]]

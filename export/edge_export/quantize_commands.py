@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import msgspec
 import typer
@@ -46,41 +46,42 @@ def import_(
     console.print(f"{out}: {dtype}")
 
 
+PlanFolder = Annotated[Optional[Path], typer.Option(help="Folder for the plan; give it to `edge-export onnx --plan`.")]
+Scored = Annotated[Optional[Path], typer.Option(help="Other data to report on; the calibration data if none.")]
+BudgetGb = Annotated[
+    Optional[float], typer.Option(help="Choose int4, int8 or float32 leaf by leaf, for so many GB of weights in all.")
+]
+Step = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Tokens fed at once where states and caches are compared: 1 is decoding, more takes less time."
+    ),
+]
+ReportOnly = Annotated[
+    bool, typer.Option("--report-only", help="Only compare settings, rounded to nearest; write nothing.")
+]
+NoReport = Annotated[
+    bool, typer.Option("--no-report", help="Compare nothing, which would need the float32 model in memory twice.")
+]
+
+
 @app.command()
 def quantize(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
     data: Annotated[Path, typer.Option(help="Calibration data: JSONL of {prompt, completion} or {text}, or a text.")],
-    out: Annotated[
-        Optional[Path], typer.Option(help="Folder for the plan; give it to `edge-export onnx --plan`.")
-    ] = None,
-    test: Annotated[Optional[Path], typer.Option(help="Other data to report on; the calibration data if none.")] = None,
-    weights: Annotated[
-        str, typer.Option(help="int4 or int8, for all projections and experts; the head int8.")
-    ] = "int4",
+    out: PlanFolder = None,
+    test: Scored = None,
+    weights: Annotated[str, typer.Option(help="int4 or int8, for projections and experts; the head int8.")] = "int4",
     method: Annotated[str, typer.Option(help="gptq, by calibration data, or rtn, round to nearest.")] = "gptq",
     block_size: Annotated[int, typer.Option(help="Values that share a scale.")] = 32,
     cache_dtype: Annotated[str, typer.Option(help="Of keys and values: float32, float16 or int8.")] = "float16",
-    state_dtype: Annotated[str, typer.Option(help="Of the scan's states between steps: float32 or float16.")] = (
-        "float32"
-    ),
-    budget_gb: Annotated[
-        Optional[float],
-        typer.Option(help="Choose int4, int8 or float32 leaf by leaf, for so many GB of weights in all."),
-    ] = None,
+    state_dtype: Annotated[str, typer.Option(help="Of scans' states between steps: float32, float16.")] = "float32",
+    budget_gb: BudgetGb = None,
     samples: Annotated[int, typer.Option(min=1, help="Sequences of each file that are used.")] = 256,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens of a sequence that are used.")] = 512,
-    step: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Tokens fed at once where states and caches are compared: 1 is decoding, more takes less time."
-        ),
-    ] = 1,
-    report_only: Annotated[
-        bool, typer.Option("--report-only", help="Only compare settings, rounded to nearest; write nothing.")
-    ] = False,
-    no_report: Annotated[
-        bool, typer.Option("--no-report", help="Compare nothing, which would need the float32 model in memory twice.")
-    ] = False,
+    step: Step = 1,
+    report_only: ReportOnly = False,
+    no_report: NoReport = False,
     dry_run: DryRun = False,
 ) -> None:
     """Choose how a checkpoint's weights are stored, by calibration data, and report what each setting costs."""
@@ -117,20 +118,38 @@ def quantize(
         compared = settings(source.config, block_size)
         show_report(report(load_model(checkpoint).eval(), scored, compared, block_size, step))
         return
+    plan, rows = write_plan(checkpoint, source, request, batches, None if no_report else scored, step, out)
+    show_report(rows)
+    console.print(f"{out}: {plan.label}; next: edge-export onnx {checkpoint} --plan {out} --out ...")
+
+
+def write_plan(
+    checkpoint: Path,
+    source: Checkpoint,
+    request: QuantizeRequest,
+    batches: list[Sequences],
+    scored: list[Sequences] | None,
+    step: int,
+    out: Path,
+) -> tuple[Plan, list[dict[str, Any]]]:
+    """Writes the plan's folder; returns the plan, and the rows of its report on ``scored``, none without.
+
+    Raises OSError before anything is written if the disk has no room.
+    """
     require_room(out, written_bytes(source.config, request))
     key = json.dumps([fingerprint(checkpoint), msgspec.to_builtins(request)])
+    rows: list[dict[str, Any]] = []
     with resumable_directory(out, key) as folder:
         (folder / LEAVES).mkdir(exist_ok=True)
         plan = make_plan(checkpoint, source, request, batches, folder)
         if plan.method == "gptq":
             with steps_done("GPTQ, layers") as progress:
                 solve(source, plan, batches, folder, progress)
-        if not no_report:
-            compared = settings(source.config, block_size, plan, folder)
-            rows = report(load_model(checkpoint).eval(), scored, compared, block_size, step)
+        if scored is not None:
+            compared = settings(source.config, request.block_size, plan, folder)
+            rows = report(load_model(checkpoint).eval(), scored, compared, request.block_size, step)
             (folder / REPORT).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-            show_report(rows)
-    console.print(f"{out}: {plan.label}; next: edge-export onnx {checkpoint} --plan {out} --out ...")
+    return plan, rows
 
 
 def make_plan(

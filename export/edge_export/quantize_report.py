@@ -87,7 +87,9 @@ def report(
 
 
 def show_report(rows: Sequence[dict[str, Any]]) -> None:
-    """The report as a table."""
+    """The report as a table, if there is one."""
+    if not rows:
+        return
     table = Table("setting", "bytes", "bytes of states", "perplexity", "top-1 agreement", "KL (nats)")
     for row in rows:
         sizes = (f"{row['bytes']:,}", f"{row['state_bytes']:,}")

@@ -170,9 +170,7 @@ def lay_out(graphs: Sequence[onnx_ir.Model], leaves: Collection[str]) -> Layout:
     offset = 0
     for values in _without_bytes(graphs).values():
         fake = values[0].const_value.raw
-        leaf = str(values[0].name).removeprefix(PREFIX)
-        while leaf and leaf not in leaves:
-            leaf = leaf.rpartition(".")[0]
+        leaf = leaf_of(str(values[0].name).removeprefix(PREFIX), leaves)
         if not leaf:
             raise CheckpointError(
                 explain(f"The graph's {values[0].name}", expected="a weight", found="none", todo="Report this.")
@@ -181,6 +179,13 @@ def lay_out(graphs: Sequence[onnx_ir.Model], leaves: Collection[str]) -> Layout:
         places.setdefault(leaf, []).append(Place(values, fake.dtype, tuple(map(int, fake.shape)), offset, length))
         offset = -(-(offset + length) // ALIGNMENT) * ALIGNMENT
     return Layout(places)
+
+
+def leaf_of(name: str, leaves: Collection[str]) -> str:
+    """The leaf that one of a model's tensors belongs to; empty if none."""
+    while name and name not in leaves:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def _without_bytes(graphs: Sequence[onnx_ir.Model]) -> dict[str, list[Any]]:
