@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from edge_export.calibration import Sequences, batched, compare, read_sequences
+from edge_export.calibration import Sequences, _in_steps, batched, compare, read_sequences
 from edge_export.checkpoint import Checkpoint, fingerprint, load_model, save_model
 from edge_export.cli import app
 from edge_export.gptq import DAMPING, MIN_TOKENS, Observed, gptq, solve_experts
@@ -64,6 +65,20 @@ def plainly(weight: np.ndarray, hessian: np.ndarray, bits: int, block_size: int)
 
 def values_of(found: tuple[torch.Tensor, torch.Tensor], block_size: int) -> torch.Tensor:
     return found[0] * found[1].repeat_interleave(block_size, -2)
+
+
+@torch.no_grad()
+def test_states_and_caches_are_rounded_from_step_to_step() -> None:
+    model, ids = make("plain"), torch.arange(48).reshape(2, 24)
+
+    def error(cache: str, state: str, step: int) -> float:
+        changed = copy.copy(model)
+        changed.config = msgspec.convert({"cache_dtype": cache, "state_dtype": state}, Storage).describe(model.config)
+        return relative_error(_in_steps(changed, ids, step), model(ids))
+
+    assert max(error("float32", "float32", step) for step in (1, 5)) < 1e-5
+    assert 1e-5 < error("float16", "float32", 1) < error("int8", "float32", 1) < 1e-2
+    assert 1e-5 < error("float32", "float16", 12) < error("float32", "float16", 1) < 1e-2
 
 
 @pytest.mark.parametrize("bits", [4, 8])
