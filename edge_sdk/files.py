@@ -81,10 +81,15 @@ def new_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def partial_directory(path: Path) -> Path:
+    """Where :func:`resumable_directory` keeps what is not whole yet."""
+    return path.with_name(f".{path.name}.partial")
+
+
 @contextmanager
 def resumable_directory(path: Path, key: str) -> Iterator[Path]:
     """As :func:`new_directory`, but what an interrupted block left is there when one of the same ``key`` begins."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_directory(path)
     note = partial / "key"
     if not note.exists() or note.read_text(encoding="utf-8") != key:
         shutil.rmtree(partial, ignore_errors=True)
