@@ -19,6 +19,8 @@ from edge_sdk.vision_spec import VisionSpec
 Dim = Union[int, str]
 """A fixed size, or the name of a dynamic one: ``batch``, ``length``, ``capacity`` of the caches, ``kept`` logits."""
 
+CacheDType = Literal["float32", "float16", "int8"]
+StateDType = Literal["float32", "float16"]
 DType = Literal["int64", "float32", "float16", "int8"]
 DTYPE_BYTES: dict[DType, int] = {"int64": 8, "float32": 4, "float16": 2, "int8": 1}
 
@@ -307,9 +309,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
-    cache_dtype: Literal["float32", "float16", "int8"] = "float16"
+    cache_dtype: CacheDType = "float16"
     """How keys and values are stored; float16 costs half of float32's memory and at most 2**-11 of each number."""
-    state_dtype: Literal["float32", "float16"] = "float32"
+    state_dtype: StateDType = "float32"
     """How the scan's states are stored from step to step; within a step they are float32."""
     mtp: MtpSpec | None = None
     """The head that drafts tokens, where the model has one."""
@@ -333,9 +335,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Number of weights of the whole model, the drafting head included."""
         embeddings = self.vocab_size * self.hidden * (1 if self.tie_embeddings else 2)
         norms = self.hidden * (len(self.layers) + 1)
-        head = 0 if self.mtp is None else self.mtp.parameters(self.hidden)
-        head += 0 if self.vision is None else self.vision.parameters(self.hidden)
-        return embeddings + norms + head + sum(spec.parameters(self.hidden) for spec in self.layers)
+        specs = [*self.layers, *(spec for spec in (self.mtp, self.vision) if spec is not None)]
+        return embeddings + norms + sum(spec.parameters(self.hidden) for spec in specs)
 
     def active_parameters(self) -> int:
         """Number of weights without those of the experts that a token does not meet."""

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from edge_sdk.answer import Completion, Stream
 from edge_sdk.backends import States
-from edge_sdk.errors import BackendError, ConfigError, EdgeError, PromptError, explain
+from edge_sdk.errors import BackendError, ConfigError, EdgeError, MemoryLimitError, PromptError, explain
 from edge_sdk.options import Options
 from edge_sdk.sampling import Choice, Sampler
 from edge_sdk.scheduler import Fed, Output
-from edge_sdk.state_file import write_state
+from edge_sdk.speculator import Counts
+from edge_sdk.state_file import Conversation, write_state
 from edge_sdk.text import Message
-from edge_sdk.vision import Picture, names_of_images, no_sight, take_images
+from edge_sdk.vision import Picture, take_images
 
 if TYPE_CHECKING:
     from edge_sdk.language import LanguageModel
@@ -64,6 +68,7 @@ class Session:
         """The images that were shown, by name."""
         self._states: States | None = None
         """None before the first token."""
+        self._speculator = model.speculator()
         self._answer: weakref.ref[Stream] | None = None
         """The last one, which may still run and refers to this session."""
         self._closed = False
@@ -88,6 +93,8 @@ class Session:
     def _forget(self) -> None:
         if self._states is not None:
             self.model.steps.forget(self._states)
+        if self._speculator is not None:
+            self._speculator.forget()
         self._states, self._tokens, self._pending = None, [], []
 
     @property
@@ -107,8 +114,8 @@ class Session:
     def append(self, text: str | Sequence[int], pictures: Sequence[Picture] = ()) -> None:
         """As :meth:`read`, but what was added is not read before an answer begins. Raises PromptError."""
         self._check_open()
-        ids = self.model.codec.encode(text) if isinstance(text, str) else list(text)
-        expanded = self._expand(ids, pictures)
+        ids = self.model.codec.encode(text) if isinstance(text, str) else self.model.prompts.known(text)
+        expanded = self.model.prompts.expand(ids, pictures)
         self._check_room(len(self.everything) + len(expanded), answer=0)
         self._end_answer()
         self._pictures |= {picture.name: picture for picture in pictures}
@@ -167,8 +174,13 @@ class Session:
         if any(token_id < 0 for token_id in self._pending):
             message = explain("A session", expected="images that were read", found="one not yet", todo="Answer first.")
             raise PromptError(message)
-        memory, model_id = self._memory().snapshot(), self.model.bundle.model_id
+        memory, model_id = self._memory().view(), self.model.bundle.model_id
         write_state(Path(path), model_id, self._tokens, memory, self._conversation())
+
+    @property
+    def speculation(self) -> Counts:
+        """What drafting came to so far."""
+        return Counts() if self._speculator is None else self._speculator.counts.copy()
 
     @property
     def text(self) -> str:
@@ -196,20 +208,43 @@ class Session:
 
         ``room``: how many tokens the answer may still have, within which a constrained one is completed.
         """
-        if constraint is not None:
-            logits = self._feed("logits", interrupted)
-            return None if logits is None else sampler.choose_constrained(logits, constraint, room)
-        if sampler.takes_the_likeliest:
-            token = self._feed("token", interrupted)
-            return None if token is None else Choice(int(token))
-        logits = self._feed("logits", interrupted)
-        return None if logits is None else sampler.choose(logits)
+        logits = None if interrupted() else self._speculate(constraint, room)
+        greedy = constraint is None and sampler.takes_the_likeliest
+        found = self._feed("token" if greedy else "logits", interrupted) if logits is None else logits
+        if found is None:
+            return None
+        if greedy:
+            choice = Choice(int(found if logits is None else found.argmax()))
+        elif constraint is None:
+            choice = sampler.choose(found)
+        else:
+            choice = sampler.choose_constrained(found, constraint, room)
+        if self._speculator is not None:
+            self._speculator.chose(choice.token_id)
+        return choice
 
     def add_answered(self, token_id: int, text: str) -> None:
         """Adds to the conversation what the model said; called by the stream."""
         self._pending.append(token_id)
         self._text += text
         self.messages[-1]["content"] += text
+
+    def _speculate(self, constraint: Constraint | None, room: int) -> np.ndarray | None:
+        """The logits (vocab) after what waits, if a trial knows them or begins with it; None asks for a plain step."""
+        speculator = self._speculator
+        if speculator is None or len(self._pending) != 1:
+            return None
+        self._check_open()
+        (token,) = self._pending
+        logits = speculator.follow(token)
+        if logits is None:
+            states = self._memory()
+            with self._lost_if_it_fails():
+                logits = speculator.begin(self._tokens, token, states, constraint, room)
+        if logits is not None:
+            self._tokens.append(token)
+            self._pending = []
+        return logits
 
     def _end_answer(self) -> None:
         if self._answer is not None and (answer := self._answer()) is not None:
@@ -237,13 +272,22 @@ class Session:
         return result
 
     def _advance(self, ids: list[int], wanted: Output) -> Any:
-        """One step of the engine. A failure of it closes this session, whose states are lost."""
+        """One step of the engine."""
+        states = self._memory()
+        with self._lost_if_it_fails():
+            return self.model.steps.advance(self._embedded(ids), states, wanted, self.priority)
+
+    @contextmanager
+    def _lost_if_it_fails(self) -> Iterator[None]:
+        """A failure within a step, Ctrl-C too, closes this session, whose states are lost."""
         try:
-            return self.model.steps.advance(self._embedded(ids), self._memory(), wanted, self.priority)
-        except EdgeError:
+            yield
+        except (PromptError, MemoryLimitError):  # refused before anything was fed
             raise
-        except Exception as error:
+        except BaseException as error:
             self.close()
+            if isinstance(error, EdgeError) or not isinstance(error, Exception):
+                raise
             raise BackendError(
                 explain("A step of the model", expected="to run", found=error, todo="Open a new session.")
             ) from error
@@ -258,6 +302,9 @@ class Session:
     def _memory(self) -> States:
         if self._states is None:
             self._states = self.model.steps.empty_states()
+        if self._speculator is not None:
+            with self._lost_if_it_fails():
+                self._speculator.settle(self._states)
         return self._states
 
     def _recall(self) -> list[int]:
@@ -275,20 +322,20 @@ class Session:
             self._tokens, self._pending = ids[:start], ids[start:]
         return [mark for mark in prefixes.plan(ids, start) if ids[mark - 1] >= 0 or ids[mark] >= 0]  # not in an image
 
-    def _conversation(self) -> dict[str, Any]:
-        return {
-            "messages": [dict(message) for message in self.messages],
-            "pending": list(self._pending),
-            "text": self._text,
-            "preamble": self._preamble,
-            "template": self.template,
-        }
+    def _conversation(self) -> Conversation:
+        return Conversation(
+            messages=[dict(message) for message in self.messages],
+            pending=list(self._pending),
+            text=self._text,
+            preamble=self._preamble,
+            template=self.template,
+        )
 
-    def resume(self, token_ids: list[int], states: States, conversation: dict[str, Any]) -> None:
+    def resume(self, token_ids: list[int], states: States, conversation: Conversation) -> None:
         """Goes on from what another session said and read."""
-        self._tokens, self._states, self.messages = token_ids, states, conversation["messages"]
-        self._pending, self._text = conversation["pending"], conversation["text"]
-        self._preamble, self.template = conversation["preamble"], conversation["template"]
+        self._tokens, self._states, self.messages = token_ids, states, cast(list[Message], conversation.messages)
+        self._pending, self._text = conversation.pending, conversation.text
+        self._preamble, self.template = conversation.preamble, conversation.template
 
     def _add(self, prompt: Prompt | None) -> None:
         """Puts a prompt's tokens among those that are to be fed. Raises PromptError, and changes nothing then."""
@@ -300,15 +347,15 @@ class Session:
             self._check_room(len(self.everything))
             self._end_answer()
             return
-        codec = self.model.codec
-        added, pictures = take_images(codec.messages(prompt), self.model.sight)
+        prompts = self.model.prompts
+        added, pictures = take_images(self.model.codec.messages(prompt), self.model.sight)
         pictures = {**self._pictures, **pictures}
         messages = [*self.messages, *cast("list[Message]", added)]
-        text = self._preamble + self._render(messages)
+        text = self._preamble + prompts.render(messages, self.template)
         said = self.everything
-        new = self._continuation(text, said, added, messages, pictures)
+        new = prompts.continuation(text, (self._text, said), added, messages, pictures)
         if new is None:
-            said, new = [], self._encode(text, messages, pictures)
+            said, new = [], prompts.encode(text, messages, pictures)
         self._check_room(len(said) + len(new))
         self._end_answer()
         self._pictures = pictures
@@ -316,43 +363,6 @@ class Session:
             self._forget()
         self.messages, self._text, self.cached_tokens = messages, text, 0
         self._pending += new
-
-    def _render(self, messages: Sequence[Message]) -> str:
-        sight = self.model.sight
-        return self.model.codec.render(messages if sight is None else sight.for_template(messages), self.template)
-
-    def _expand(self, ids: list[int], pictures: Sequence[Picture]) -> list[int]:
-        """Token ids with those of pictures in their places. Raises PromptError where these do not agree."""
-        if self.model.sight is not None:
-            return self.model.sight.expand(ids, pictures)
-        if pictures:
-            raise no_sight()
-        return ids
-
-    def _encode(self, text: str, messages: Sequence[Mapping[str, Any]], pictures: Mapping[str, Picture]) -> list[int]:
-        """The token ids of a text that shows the images of some messages."""
-        ids = self.model.codec.encode(text)
-        return ids if self.model.sight is None else self._expand(ids, _named(pictures, messages))
-
-    def _continuation(
-        self,
-        text: str,
-        said: list[int],
-        added: Sequence[Mapping[str, Any]],
-        messages: Sequence[Mapping[str, Any]],
-        pictures: Mapping[str, Picture],
-    ) -> list[int] | None:
-        """The tokens that lead from what was said to a text, or None if it begins otherwise.
-
-        ``added``: the last of the text's ``messages``, which were not said yet.
-
-        By the text, since a model need not have said it in the tokens that the tokenizer would choose; or by the
-        tokens, since a tokenizer of words drops spaces.
-        """
-        if text.startswith(self._text):
-            return self._encode(text[len(self._text) :], added, pictures)
-        ids = self._encode(text, messages, pictures)
-        return ids[len(said) :] if ids[: len(said)] == said else None
 
     def _check_room(self, tokens: int, answer: int = 1) -> None:
         """Whether so many tokens, and an answer of so many, fit the context."""
@@ -370,13 +380,3 @@ class Session:
     def _check_open(self) -> None:
         if self._closed:
             raise ConfigError(explain("The session", expected="an open one", found="closed", todo="Open a new one."))
-
-
-def _named(pictures: Mapping[str, Picture], messages: Sequence[Mapping[str, Any]]) -> list[Picture]:
-    """The pictures of messages, in their order. Raises PromptError for one that is gone."""
-    names = names_of_images(messages)
-    if lost := [name for name in names if name not in pictures]:
-        raise PromptError(
-            explain("The images", expected="their pixels", found=f"{len(lost)} only as a hash", todo="Show them again.")
-        )
-    return [pictures[name] for name in names]

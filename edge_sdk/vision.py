@@ -173,8 +173,16 @@ def no_sight() -> ImageError:
     )
 
 
-def names_of_images(messages: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Of messages from :func:`take_images`, in the order in which a template shows them."""
+def pictures_of(messages: Iterable[Mapping[str, Any]], pictures: Mapping[str, Picture]) -> list[Picture]:
+    """Those of messages from :func:`take_images`, in the order in which a template shows them.
+
+    Raises PromptError for one that is not among ``pictures``, which are by name.
+    """
     contents = [message.get("content") for message in messages]
     parts = [part for content in contents if isinstance(content, list) for part in content]
-    return [part["image"] for part in parts if isinstance(part, Mapping) and part.get("type") == "image"]
+    names = [part["image"] for part in parts if isinstance(part, Mapping) and part.get("type") == "image"]
+    if lost := [name for name in names if name not in pictures]:
+        raise PromptError(
+            explain("The images", expected="their pixels", found=f"{len(lost)} only as a hash", todo="Show them again.")
+        )
+    return [pictures[name] for name in names]

@@ -17,6 +17,7 @@ from edge_sdk.backends.ort_device import DeviceBuffers, HostBuffers, check_provi
 from edge_sdk.backends.ort_vision import EmbeddingSessions
 from edge_sdk.bundle import ENGINES, GRAPH, WEIGHTS, Bundle
 from edge_sdk.errors import BackendError, explain
+from edge_sdk.memory_budget import MemoryBudget
 from edge_sdk.model import TensorSpec
 
 BODY_BLOCK, KERNEL_BLOCK = 128, 512
@@ -42,29 +43,31 @@ class OrtStates(RowStates):
         content: Sequence[np.ndarray] = (),
         past_length: np.ndarray | int = 0,
     ) -> None:
-        """``content``: the states, their caches as long as ``past_length`` says; zeros where there is none."""
+        """``content``: the states, their caches as long as ``past_length`` says; if empty, zeros."""
         super().__init__(batch, capacity)
         self.past_length[:] = past_length
         self.engine, self.specs = engine, specs
-        self.call: _Call | None = None
+        self.call: Call | None = None
         """The last step's bindings, for the next step of the same shape."""
         self._make(content)
 
     def _make(self, content: Sequence[np.ndarray]) -> None:
-        new, place = self._zeros(), self.engine.place
-        for array, part in zip(used(self.specs, new, int(self.past_length.max())), content):
-            array[...] = part
-        self.sets = [place.put(new), *self._further_sets(new)]
+        sizes = {"batch": len(self.past_length), "capacity": self.capacity}
+        new = buffers(self.specs, self.engine.budget, **sizes) if content else self._zeros()
+        if content:
+            fill(self.specs, new, content, int(self.past_length.max()))
+        self.sets = [self.engine.place.put(new), *self._further_sets(new)]
         self.turn = 0
         """The set that holds the states now."""
         self._views: dict[tuple[int, int], OrtRows] = {}
+        self._values: dict[int, list[Any]] = {}
 
     def _further_sets(self, first: list[np.ndarray]) -> list[list[Any]]:
         """A second one where a function body runs, which may not write what it reads."""
         return [] if self.engine.native else [self.engine.place.put(self._zeros())]
 
     def _zeros(self) -> list[np.ndarray]:
-        return zeros(self.specs, batch=len(self.past_length), capacity=self.capacity)
+        return zeros(self.specs, self.engine.budget, batch=len(self.past_length), capacity=self.capacity)
 
     def content(self) -> list[np.ndarray]:
         """The states, the caches' used positions only; the engine's own memory where that is the host's."""
@@ -73,10 +76,31 @@ class OrtStates(RowStates):
     def reserve(self, positions: int) -> None:
         """See :meth:`edge_sdk.backends.RowStates.reserve`; everything moves into larger buffers."""
         if positions > self.capacity:
-            content = self.content()
-            self.capacity = capacity_for(positions, self.capacity, self.engine.max_length)
+            content, before = self.content(), self.capacity
+            self.capacity = capacity_for(positions, before, self.engine.max_length)
+            try:
+                self._make(content)
+            except BaseException:
+                self.capacity = before
+                raise
             self.call = None
-            self._make(content)
+
+    def call_for(self, length: int, kept: int) -> Call:
+        """The bindings of a step over so many tokens, with the logits of the last ``kept`` ones."""
+        if self.call is None or self.call.shape != (length, kept):
+            self.call = Call(self.engine, len(self.past_length), length, kept)
+        return self.call
+
+    def values(self, turn: int) -> list[Any]:
+        """A set of buffers as OrtValues, made once for all calls."""
+        if turn not in self._values:
+            self._values[turn] = [self.engine.place.share(buffer) for buffer in self.sets[turn]]
+        return self._values[turn]
+
+    @property
+    def written(self) -> int:
+        """The set that a step writes."""
+        return (self.turn + 1) % len(self.sets)
 
     def rows(self, start: int, stop: int) -> OrtRows:
         """See :meth:`edge_sdk.backends.RowStates.rows`."""
@@ -89,15 +113,19 @@ class OrtStates(RowStates):
         assert isinstance(source, OrtStates)
         (length,) = source.past_length
         self.reserve(int(length))
+        self.fill(source.content(), int(length))
+
+    def fill(self, content: Sequence[np.ndarray], length: int) -> None:
+        """Takes a single row's states of so many positions, for which there is room."""
         arrays = self.engine.place.arrays(self.sets[self.turn])
-        for mine, theirs in zip(used(self.specs, arrays, int(length)), source.content()):
+        for mine, theirs in zip(used(self.specs, arrays, length), content):
             mine[...] = theirs
         self.past_length[:] = length
 
     def advance(self, length: int) -> None:
         """Notes that ``length`` positions were added to every row."""
         self.past_length += length
-        self.turn = (self.turn + 1) % len(self.sets)
+        self.turn = self.written
 
     def copy(self) -> OrtStates:
         """Another memory with the same content."""
@@ -106,8 +134,14 @@ class OrtStates(RowStates):
 
     def snapshot(self) -> Snapshot:
         """See :meth:`edge_sdk.backends.States.snapshot`."""
+        seen = self.view()
+        self.engine.budget.check(seen.nbytes)
+        return Snapshot(seen.length, tuple(np.array(array) for array in seen.arrays))
+
+    def view(self) -> Snapshot:
+        """See :meth:`edge_sdk.backends.States.view`."""
         (length,) = self.past_length
-        return Snapshot(int(length), tuple(np.array(array) for array in self.content()))
+        return Snapshot(int(length), tuple(self.content()))
 
 
 class OrtRows(OrtStates):
@@ -117,24 +151,39 @@ class OrtRows(OrtStates):
         self.engine, self.specs, self.capacity, self.call = whole.engine, whole.specs, whole.capacity, None
         self.past_length = whole.past_length[start:stop]
         (buffers,) = whole.sets
-        self.sets, self.turn = [[buffer[start:stop] for buffer in buffers]], 0
+        self.sets, self.turn, self._values = [[buffer[start:stop] for buffer in buffers]], 0, {}
 
     def reserve(self, positions: int) -> None:
         """Only the whole can have more room; it must have made it."""
         assert positions <= self.capacity
 
 
-def zeros(specs: Sequence[TensorSpec], **sizes: int) -> list[np.ndarray]:
-    """Zeros of these specs and sizes, each beginning at a cache line, in one piece of memory.
+def zeros(specs: Sequence[TensorSpec], budget: MemoryBudget, **sizes: int) -> list[np.ndarray]:
+    """As :func:`buffers`, zeros: to touch a page for the first time costs microseconds, which no step should pay."""
+    made = buffers(specs, budget, **sizes)
+    for array in made:
+        array.fill(0)
+    return made
 
-    One piece is large enough for numpy to ask for huge pages. It is touched here: a page that is first touched costs
-    microseconds, and thousands of them would make the first step late.
+
+def fill(specs: Sequence[TensorSpec], arrays: list[np.ndarray], content: Sequence[np.ndarray], length: int) -> None:
+    """Writes states (batch, ...) whose caches have ``length`` positions into arrays that have more; zeros behind."""
+    for spec, array, part in zip(specs, arrays, content):
+        if "capacity" in spec.shape:
+            array[:, :, :length], array[:, :, length:] = part, 0
+        else:
+            array[...] = part
+
+
+def buffers(specs: Sequence[TensorSpec], budget: MemoryBudget, **sizes: int) -> list[np.ndarray]:
+    """Memory of these specs and sizes, each beginning at a cache line, in one piece.
+
+    One piece is large enough for numpy to ask for huge pages. Raises MemoryLimitError.
     """
     arrays = [(spec.sized(**sizes), np.dtype(spec.dtype)) for spec in specs]
     lengths = [math.prod(shape) * dtype.itemsize for shape, dtype in arrays]
     starts = np.cumsum([0, *(-(-length // CACHE_LINE) * CACHE_LINE for length in lengths)])
-    memory = np.empty(starts[-1] + CACHE_LINE, dtype=np.uint8)
-    memory.fill(0)
+    memory = budget.take(int(starts[-1]) + CACHE_LINE)
     memory = memory[-memory.ctypes.data % CACHE_LINE :]
     return [
         memory[start : start + length].view(dtype).reshape(shape)
@@ -142,13 +191,16 @@ def zeros(specs: Sequence[TensorSpec], **sizes: int) -> list[np.ndarray]:
     ]
 
 
-class _Call:
+class Call:
     """Bindings of one session to one States for inputs of one shape: nothing is allocated when it is repeated.
 
     The States own their call and not the other way round, so that both are freed as soon as a session ends.
     """
 
-    def __init__(self, engine: OrtEngine, batch: int, length: int, kept: int) -> None:
+    def __init__(
+        self, engine: OrtEngine, batch: int, length: int, kept: int, extras: Sequence[TensorSpec] = ()
+    ) -> None:
+        """``extras``: outputs to ask for behind the states."""
         self.engine, self.shape = engine, (length, kept)
         fed = engine.config.inputs()[0]
         self.fed = np.empty(fed.sized(batch=batch, length=length), dtype=fed.dtype)
@@ -156,42 +208,42 @@ class _Call:
         self.logits = np.empty((batch, kept, engine.config.vocab_size), dtype=np.float32)
         self._positions = np.arange(length - kept, length)
         sizes = {"batch": batch, "length": length, "kept": kept}
-        self.extras = {spec.name: np.empty(spec.sized(**sizes), np.float32) for spec in engine.extra_outputs}
+        self.extras = {spec.name: np.empty(spec.sized(**sizes), np.float32) for spec in extras}
         """What the graph returns behind the states, by name; see ModelConfig.speculation_specs."""
-        self._bindings: dict[int, Any] = {}
+        self.fresh = True
+        """Whether the last run had to make its bindings."""
+        self._bindings: dict[tuple[int, int], Any] = {}
         self._alive: list[Any] = []
         """The OrtValues, which keep the arrays' memory from being freed."""
 
-    def run(self, fed: np.ndarray, states: OrtStates) -> None:
-        """One step of the session, from the states' current set of buffers into the next."""
+    def run(self, fed: np.ndarray, states: OrtStates, written: int) -> None:
+        """One step of the session, from the states' current set of buffers into another or the same."""
         self.fed[...] = fed
-        if states.turn not in self._bindings:
-            self._bindings[states.turn] = self._bind(states)
-        self.engine.session.run_with_iobinding(self._bindings[states.turn])
+        sets = (states.turn, written)
+        self.fresh = sets not in self._bindings
+        if self.fresh:
+            self._bindings[sets] = self._bind(states, written)
+        self.engine.session.run_with_iobinding(self._bindings[sets])
 
-    def _bind(self, states: OrtStates) -> Any:
-        config, sets, host, place = self.engine.config, states.sets, self.engine.host, self.engine.place
-        read, written = sets[states.turn], sets[(states.turn + 1) % len(sets)]
+    def _bind(self, states: OrtStates, written: int) -> Any:
+        host = self.engine.host
         fed = [host.share(array) for array in (self.fed, states.past_length, self._positions)]
-        fed += [place.share(buffer) for buffer in read]
-        made = [host.share(self.logits), *(place.share(buffer) for buffer in written)]
+        fed += states.values(states.turn)
+        made = [host.share(self.logits), *states.values(written)]
         made += [host.share(array) for array in self.extras.values()]
         self._alive += fed + made
         binding = self.engine.session.io_binding()
-        for spec, value in zip(config.inputs(), fed):
-            binding.bind_ortvalue_input(spec.name, value)
-        for spec, value in zip(config.outputs(), made):
-            binding.bind_ortvalue_output(spec.name, value)
+        for name, value in zip(self.engine.input_names, fed):
+            binding.bind_ortvalue_input(name, value)
+        for name, value in zip([*self.engine.output_names, *self.extras], made):
+            binding.bind_ortvalue_output(name, value)
         return binding
 
 
 class OrtEngine(Engine):
     """An ONNX Runtime session over the bundle's graph, which reads and writes the states where they lie."""
 
-    states_type = OrtStates
-
-    extra_outputs: tuple[TensorSpec, ...] = ()
-    """Outputs to ask for behind the states."""
+    states_type: type[OrtStates] = OrtStates
 
     def __init__(
         self,
@@ -220,7 +272,10 @@ class OrtEngine(Engine):
                 explain("The CPU engine", expected="onnxruntime", found=error, todo="pip install 'edge-sdk[cpu]'")
             ) from None
         self.bundle, self.config = bundle, bundle.manifest.model
-        self.max_length = self.config.max_length
+        self.max_length, self.budget = self.config.max_length, MemoryBudget()
+        self.past_specs, present = self.config.past_specs(), self.config.present_specs()
+        self.input_names = [spec.name for spec in self.config.inputs()]
+        self.output_names = ["logits", *(spec.name for spec in present)]
         self.host = HostBuffers(onnxruntime.OrtValue)
         self.place = self.host if device == "cpu" else DeviceBuffers(onnxruntime.OrtValue, "cuda")
         cache = engines_folder(bundle) if device == "tensorrt" else None
@@ -253,6 +308,12 @@ class OrtEngine(Engine):
                 explain(path, expected="a graph that loads", found=error, todo="Export it again.")
             ) from error
 
+    def limit_states(self, max_bytes: int) -> None:
+        """See :meth:`edge_sdk.backends.Engine.limit_states`."""
+        if self.place is not self.host:
+            super().limit_states(max_bytes)
+        self.budget.limit_bytes = max_bytes
+
     def embed(self, input_ids: np.ndarray) -> np.ndarray:
         """See :meth:`edge_sdk.backends.Engine.embed`."""
         assert self.embeddings is not None
@@ -269,29 +330,23 @@ class OrtEngine(Engine):
 
     def empty_states(self, batch: int) -> OrtStates:
         """Zeros. Kernels write the new states over the old ones; a function body may not write what it reads."""
-        return self.states_type(self, self.config.past_specs(), batch, min(FIRST_CAPACITY, self.max_length))
+        return self.states_type(self, self.past_specs, batch, min(FIRST_CAPACITY, self.max_length))
 
     def load_states(self, snapshot: Snapshot) -> OrtStates:
         """See :meth:`edge_sdk.backends.Engine.load_states`."""
         capacity = capacity_for(snapshot.length, min(FIRST_CAPACITY, self.max_length), self.max_length)
-        return self.states_type(self, self.config.past_specs(), 1, capacity, snapshot.arrays, snapshot.length)
+        return self.states_type(self, self.past_specs, 1, capacity, snapshot.arrays, snapshot.length)
 
     def step(self, input_ids: np.ndarray, states: States, logits: Wanted = "last") -> np.ndarray:
         """Feeds tokens (batch, length) int64; see :meth:`edge_sdk.backends.Engine.step`."""
         assert isinstance(states, OrtStates)
         length = input_ids.shape[1]
-        call = self._run(input_ids, states, {"last": 1, "all": length, "none": 0}[logits])
+        fed = input_ids if self.embeddings is None or input_ids.ndim == 3 else self.embed(input_ids)
+        states.reserve(int(states.past_length.max()) + length)
+        call = states.call_for(length, {"last": 1, "all": length, "none": 0}[logits])
+        call.run(fed, states, states.written)
         states.advance(length)
         return call.logits
-
-    def _run(self, input_ids: np.ndarray, states: OrtStates, kept: int) -> _Call:
-        """One run of the graph that leaves it to the caller to advance the states."""
-        length = input_ids.shape[1]
-        states.reserve(int(states.past_length.max()) + length)
-        if states.call is None or states.call.shape != (length, kept):
-            states.call = _Call(self, len(states.past_length), length, kept)
-        states.call.run(input_ids if self.embeddings is None or input_ids.ndim == 3 else self.embed(input_ids), states)
-        return states.call
 
 
 def _add_kernels(options: Any, bundle: Bundle, exact: bool, kernels: str) -> bool:

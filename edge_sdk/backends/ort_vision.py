@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ class EmbeddingSessions:
 
     def __init__(self, engine: OrtEngine) -> None:
         self._embed, self._vision = engine.open(EMBED), engine.open(VISION)
+        self._budget, self._made = engine.budget, engine.bundle.manifest.graphs[VISION].outputs
 
     def embed(self, input_ids: np.ndarray) -> np.ndarray:
         """See :meth:`edge_sdk.backends.Engine.embed`."""
@@ -25,5 +27,7 @@ class EmbeddingSessions:
 
     def image_features(self, pixel_values: np.ndarray) -> np.ndarray:
         """See :meth:`edge_sdk.backends.Engine.image_features`."""
+        (spec,) = self._made
+        self._budget.check(math.prod(spec.sized(images=len(pixel_values))) * np.dtype(spec.dtype).itemsize)
         (features,) = self._vision.run(None, {"pixel_values": pixel_values})
         return np.asarray(features)

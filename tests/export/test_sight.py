@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 from transformers import LlavaForConditionalGeneration
 
 import edge_sdk
+from edge_export.pack import Storage
 from edge_sdk import LanguageModel
+from edge_sdk.backends.ort import OrtEngine
 from edge_sdk.camera import Frame
-from edge_sdk.errors import ImageError, PromptError
+from edge_sdk.errors import ConfigError, ImageError, MemoryLimitError, PromptError
 from edge_sdk.vision import _begin_of_image
 from places import ROOT
 from runtime.conftest import changed
@@ -119,7 +121,7 @@ def test_a_conversation_goes_on_about_old_and_new_images(model: LanguageModel, t
         assert fork.generate(shown(image(2), text="and this?"), **ANSWER).token_ids == second.token_ids
     with model.restore(tmp_path / "session.state") as restored:
         assert restored.generate("why?", **ANSWER).token_ids == third.token_ids
-    everything = [
+    everything: list[Any] = [
         *shown(image(1)),
         {"role": "assistant", "content": first.text},
         *shown(image(2), text="and this?"),
@@ -155,17 +157,56 @@ def test_what_cannot_be_shown_is_refused(model: LanguageModel, tmp_path: Path) -
             session.generate("what is <image>?")
         with pytest.raises(ImageError, match="readable file"):
             session.generate(shown(tmp_path / "none.png"))
-        for parts in (["text"], [{"type": "text"}], [{"type": "sound"}]):
+        wrong: Any
+        for wrong in (["text"], [{"type": "text"}], [{"type": "sound"}]):
             with pytest.raises(PromptError, match="text or an image"):
-                session.generate([{"role": "user", "content": parts}])
-        with pytest.raises(PromptError, match="a role and a content"):
-            session.generate(["walk"])
+                session.generate([{"role": "user", "content": wrong}])
+        for wrong in (["walk"], [1]):
+            with pytest.raises(PromptError, match="a role and a content"):
+                session.generate(wrong)
+        for wrong in ([-1], [1, 48]):
+            with pytest.raises(PromptError, match="0 to 47"):
+                session.append(wrong)
         assert session.position == session.waiting == 0
         session.prepare(shown(image(1)), interrupted=lambda: True)
         with pytest.raises(PromptError, match="not yet"):
             session.save(tmp_path / "session.state")
+    wrong = [shown(image(1))]
     with pytest.raises(ImageError, match="Use sessions"):
-        model.generate_batch([shown(image(1))])
+        model.generate_batch(wrong)
+
+
+def test_a_model_that_sees_does_not_speculate(model: LanguageModel, sighted: Path) -> None:
+    assert {spec.kind for spec in model.config.layers} == {"attention", "mlp"}  # which by itself could be fed on trial
+    speculation: Any
+    for speculation in ("lookup", "head"):
+        with pytest.raises(ConfigError, match="a model of text, found one that sees"):
+            edge_sdk.load(sighted / "bundle", threads=1, speculation=speculation)
+    with model.session() as session:
+        session.generate(shown(image(1), image(1)), **ANSWER)  # whose ids are the same twice
+        assert session.speculation.trials == 0
+    assert model.engine.times is None
+
+
+def test_features_that_find_no_room_are_refused_and_nothing_is_lost(model: LanguageModel, sighted: Path) -> None:
+    limited = edge_sdk.load(sighted / "bundle", threads=1, prefix_cache_bytes=0)
+    assert isinstance(limited.engine, OrtEngine)
+    with limited.session() as session, model.session() as other:
+        assert session.generate("walk", **ANSWER).token_ids == other.generate("walk", **ANSWER).token_ids
+        limited.engine.limit_states(limited.engine.budget.used_bytes)
+        with pytest.raises(MemoryLimitError):
+            session.generate(shown(image(1)), **ANSWER)
+        limited.engine.limit_states(1 << 30)
+        assert session.generate(None, **ANSWER).token_ids == other.generate(shown(image(1)), **ANSWER).token_ids
+
+
+def test_a_manifest_from_before_images_is_read(tiny_bundle: Any, tmp_path: Path) -> None:
+    bundle = tiny_bundle("only-mamba", Storage(cache_dtype="float32"))
+    shutil.copytree(bundle.path, tmp_path / "old")
+    manifest = json.loads((tmp_path / "old" / "manifest.json").read_text())
+    del manifest["model"]["vision"]
+    (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest))
+    assert edge_sdk.load(tmp_path / "old", threads=1).config == bundle.manifest.model
 
 
 def test_a_saved_image_is_known_by_its_hash_only(model: LanguageModel, tmp_path: Path) -> None:
@@ -254,8 +295,6 @@ def test_the_command_line_shows_images(model: LanguageModel, sighted: Path, tmp_
 
 
 def test_a_model_of_text_refuses_images(tiny_bundle: Any, tmp_path: Path) -> None:
-    from edge_export.pack import Storage
-
     bundle = tiny_bundle("only-mamba", Storage(cache_dtype="float32"))
     with edge_sdk.load(bundle.path, threads=1).session() as session, pytest.raises(ImageError, match="no vision graph"):
         session.generate(shown(image(1)))
@@ -275,7 +314,7 @@ def test_the_examples_of_the_docs_run(
     blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
     shutil.copytree(sighted / "bundle", tmp_path / "bundle")
-    writer = cv2.VideoWriter(str(tmp_path / "drive.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 25.0, (64, 48))
+    writer = cv2.VideoWriter(str(tmp_path / "drive.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 25.0, (64, 48))
     for level in range(0, 250, 10):
         writer.write(np.full((48, 64, 3), level, np.uint8))
     writer.release()

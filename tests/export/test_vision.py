@@ -123,6 +123,7 @@ def test_pictures_are_prepared_as_the_checkpoint_says(tmp_path: Path) -> None:
     padded = {"size": {"shortest_edge": SIDE}, "crop_size": SIDE, "do_center_crop": True, "do_pad": True}
     write_preprocessor(tmp_path, **padded, image_mean=[0.5, 0.25, 0.0], image_std=[1, 1, 1])
     assert (images().fit, images().background) == ("letterbox", (127, 63, 0))
+    wrong: dict[str, object]
     for wrong in ({**edge, "crop_size": 30}, {**edge, "resample": 1}, {**edge, "do_thumbnail": True}, {"size": []}):
         write_preprocessor(tmp_path, **wrong)
         with pytest.raises(CheckpointError):

@@ -30,7 +30,7 @@ def number_of(image: np.ndarray) -> int:
 
 def write_video(path: Path, frames: int, codec: str = "MJPG") -> Path:
     """A file of :func:`picture` s, by OpenCV."""
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), RATE_HZ, (WIDTH, HEIGHT))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), RATE_HZ, (WIDTH, HEIGHT))
     assert writer.isOpened()
     for number in range(frames):
         writer.write(cv2.cvtColor(picture(number % NUMBERS), cv2.COLOR_RGB2BGR))
