@@ -10,6 +10,7 @@ import itertools
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,8 @@ class FrameSource:
             )
         self._thread = threading.Thread(target=self._run, name="edge-camera", daemon=True)
         self._thread.start()
+        # so that at Python's exit, too, no thread is left within OpenCV
+        weakref.finalize(self, _end, self._stop, self._news, self._thread, 2 * self._timeout_s)
 
     def latest(self) -> Frame | None:
         """The newest frame, seen or not; None before the first."""
@@ -142,11 +145,7 @@ class FrameSource:
 
     def close(self) -> None:
         """Lets go of the source and wakes up who waits for a frame."""
-        self._stop.set()
-        with self._news:
-            self._news.notify_all()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(2 * self._timeout_s)
+        _end(self._stop, self._news, self._thread, 2 * self._timeout_s)
         if self._thread.is_alive():
             log.warning("%s is still being read from; its thread ends when that returns", self.name)
 
@@ -205,6 +204,15 @@ class FrameSource:
                 return True
             delay_s = min(2 * delay_s, LONGEST_DELAY_S)
         return False
+
+
+def _end(stop: threading.Event, news: threading.Condition, thread: threading.Thread, wait_s: float) -> None:
+    """Ends the thread of a source, or waits so long for it in vain."""
+    stop.set()
+    with news:
+        news.notify_all()
+    if threading.current_thread() is not thread:
+        thread.join(wait_s)
 
 
 class _Images:

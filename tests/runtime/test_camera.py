@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -90,6 +92,19 @@ def test_what_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     for source in (tmp_path / "missing.avi", tmp_path / "text.avi", 63, "rtsp://127.0.0.1:9/none"):
         with pytest.raises(CameraError, match="a source that opens"):
             FrameSource(source, timeout_ms=2000)
+
+
+def test_a_source_that_nobody_closed_is_let_go_of_before_python_ends(video: Path) -> None:
+    script = """
+import atexit, sys
+atexit.register(lambda: print("still read" if source._thread.is_alive() else "let go of"))  # the last of all to run
+from edge_sdk.camera import FrameSource
+source = FrameSource(sys.argv[1])
+source.next()
+"""
+    command = [sys.executable, "-c", script, str(video)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (0, "let go of\n"), result.stderr
 
 
 def test_close_wakes_up_who_waits() -> None:
