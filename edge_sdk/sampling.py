@@ -111,7 +111,8 @@ def _penalised(logits: np.ndarray, penalty: float) -> np.ndarray:
     """Logits of tokens that were there before (Keskar et al. 2019, arXiv 1909.05858, 4.1), finite at any penalty."""
     with np.errstate(all="ignore"):
         adjusted = np.nan_to_num(np.where(logits > 0, logits / penalty, logits * penalty))
-    return np.clip(adjusted, -LARGEST, LARGEST)
+    finite: np.ndarray = np.clip(adjusted, -LARGEST, LARGEST)
+    return finite
 
 
 def distribution(logits: np.ndarray, options: Options) -> tuple[np.ndarray, np.ndarray]:
