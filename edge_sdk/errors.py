@@ -25,6 +25,10 @@ class BusyError(EdgeError):
     """Too many want answers at the same time."""
 
 
+class MemoryLimitError(EdgeError, MemoryError):
+    """The machine has no memory left for what a context needs; nothing was lost by asking."""
+
+
 class StateError(EdgeError):
     """A saved state is damaged, or belongs to another model."""
 

@@ -51,6 +51,9 @@ class LanguageModel:
     ) -> Session:
         """A new conversation of at most ``max_context`` tokens, or as many as the model takes.
 
+        Memory is taken as the context grows. Of ``max_context`` tokens it must be free now; MemoryLimitError is raised
+        where it is not, and later, before a step, where it was used up meanwhile: docs/long_context.md.
+
         ``template``: what the chat template is given besides the messages, such as ``tools`` and ``enable_thinking``.
 
         Of sessions that want a step at the same time the ones with the highest ``priority`` get it.

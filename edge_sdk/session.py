@@ -47,6 +47,8 @@ class Session:
         """What the chat template is given besides the messages."""
         self.max_context = min(max_context or model.engine.max_length, model.engine.max_length)
         """Longest conversation, in tokens."""
+        if max_context is not None:
+            model.engine.check_room(self.max_context)
         self.messages: list[Message] = []
         """What was said since :meth:`read` was last called."""
         self.cached_tokens = 0
@@ -147,7 +149,8 @@ class Session:
     def fork(self) -> Session:
         """Another session that goes on from here."""
         self._check_open()
-        other = Session(self.model, self.max_context, self.template, self.priority)
+        other = Session(self.model, None, self.template, self.priority)
+        other.max_context = self.max_context
         other.resume(list(self._tokens), self._memory().copy(), self._conversation())
         return other
 

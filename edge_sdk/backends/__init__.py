@@ -93,6 +93,12 @@ class Engine:
         """The states before the first token."""
         raise NotImplementedError
 
+    def check_room(self, positions: int) -> None:
+        """Raises MemoryLimitError where a row's states of so many positions do not fit into the memory that is free.
+
+        An engine that cannot tell lets it pass.
+        """
+
     def load_states(self, snapshot: Snapshot) -> States:
         """States of one row with a snapshot's content, also one that another engine took of the same model."""
         raise NotImplementedError

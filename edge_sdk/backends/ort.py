@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +12,15 @@ import numpy as np
 
 from edge_plugins import missing_reason, native_library
 from edge_sdk.backends import FIRST_CAPACITY, Engine, RowStates, Snapshot, States, Wanted, capacity_for, used
+from edge_sdk.backends.host_memory import Backing, can_map, check_memory, mapped_zeros, zeros
 from edge_sdk.backends.ort_device import DeviceBuffers, HostBuffers, check_providers, providers_for
 from edge_sdk.bundle import ENGINES, GRAPH, WEIGHTS, Bundle
 from edge_sdk.errors import BackendError, explain
 from edge_sdk.model import TensorSpec
+from edge_sdk.speculation import without_caches
 
 BODY_BLOCK, KERNEL_BLOCK = 128, 512
 """Tokens fed at once: the scan's function body is quadratic in the length of a block."""
-
-CACHE_LINE = 64
-"""Bytes."""
 
 PACKED_WEIGHTS = "cpu-packed.bin"
 
@@ -45,11 +43,14 @@ class OrtStates(RowStates):
         super().__init__(batch, capacity)
         self.past_length[:] = past_length
         self.engine, self.specs = engine, specs
+        self.backing = Backing(specs, capacity, np.zeros(batch, dtype=np.int64))
+        """Of caches that are mapped."""
         self.call: _Call | None = None
         """The last step's bindings, for the next step of the same shape."""
         self._make(content)
 
     def _make(self, content: Sequence[np.ndarray]) -> None:
+        self.back(0)
         new, place = self._zeros(), self.engine.place
         for array, part in zip(used(self.specs, new, int(self.past_length.max())), content):
             array[...] = part
@@ -63,7 +64,19 @@ class OrtStates(RowStates):
         return [] if self.engine.native else [self.engine.place.put(self._zeros())]
 
     def _zeros(self) -> list[np.ndarray]:
-        return zeros(self.specs, batch=len(self.past_length), capacity=self.capacity)
+        batch = len(self.past_length)
+        if not self.engine.maps_caches:
+            check_memory(self.engine.config.state_bytes(batch, self.capacity))
+            return zeros(self.specs, batch=batch, capacity=self.capacity)
+        caches = [spec for spec in self.specs if "capacity" in spec.shape]
+        scans = iter(zeros(without_caches(self.specs), batch=batch))
+        mapped = iter(mapped_zeros(caches, batch=batch, capacity=self.capacity))
+        return [next(mapped if spec in caches else scans) for spec in self.specs]
+
+    def back(self, length: int) -> None:
+        """Looks for memory for ``length`` more positions of each row. Raises MemoryLimitError, and changes nothing."""
+        if self.engine.maps_caches:
+            self.backing.extend(self.past_length + length)
 
     def content(self) -> list[np.ndarray]:
         """The states, the caches' used positions only; the engine's own memory where that is the host's."""
@@ -88,6 +101,8 @@ class OrtStates(RowStates):
         assert isinstance(source, OrtStates)
         (length,) = source.past_length
         self.reserve(int(length))
+        if self.engine.maps_caches:
+            self.backing.extend(source.past_length)
         arrays = self.engine.place.arrays(self.sets[self.turn])
         for mine, theirs in zip(used(self.specs, arrays, int(length)), source.content()):
             mine[...] = theirs
@@ -115,30 +130,13 @@ class OrtRows(OrtStates):
     def __init__(self, whole: OrtStates, start: int, stop: int) -> None:
         self.engine, self.specs, self.capacity, self.call = whole.engine, whole.specs, whole.capacity, None
         self.past_length = whole.past_length[start:stop]
+        self.backing = whole.backing.rows(start, stop)
         (buffers,) = whole.sets
         self.sets, self.turn = [[buffer[start:stop] for buffer in buffers]], 0
 
     def reserve(self, positions: int) -> None:
         """Only the whole can have more room; it must have made it."""
         assert positions <= self.capacity
-
-
-def zeros(specs: Sequence[TensorSpec], **sizes: int) -> list[np.ndarray]:
-    """Zeros of these specs and sizes, each beginning at a cache line, in one piece of memory.
-
-    One piece is large enough for numpy to ask for huge pages. It is touched here: a page that is first touched costs
-    microseconds, and thousands of them would make the first step late.
-    """
-    arrays = [(spec.sized(**sizes), np.dtype(spec.dtype)) for spec in specs]
-    lengths = [math.prod(shape) * dtype.itemsize for shape, dtype in arrays]
-    starts = np.cumsum([0, *(-(-length // CACHE_LINE) * CACHE_LINE for length in lengths)])
-    memory = np.empty(starts[-1] + CACHE_LINE, dtype=np.uint8)
-    memory.fill(0)
-    memory = memory[-memory.ctypes.data % CACHE_LINE :]
-    return [
-        memory[start : start + length].view(dtype).reshape(shape)
-        for start, length, (shape, dtype) in zip(starts, lengths, arrays)
-    ]
 
 
 class _Call:
@@ -231,6 +229,9 @@ class OrtEngine(Engine):
             options.intra_op_num_threads = threads
         self.native = device == "cpu" and _add_kernels(options, bundle, exact, kernels)
         self.has_rows = self.native
+        self.maps_caches = self.native and can_map(self.config.state_bytes(1, self.max_length))
+        """Whether caches have the whole context's capacity from the beginning, since only what is written costs."""
+        self.first_capacity = self.max_length if self.maps_caches else min(FIRST_CAPACITY, self.max_length)
         self.prefill_block = KERNEL_BLOCK if self.native else BODY_BLOCK
         kind = "native kernels" if self.native else "bodies"
         self.name = f"onnxruntime {onnxruntime.__version__} on {device.upper()}, {kind}"
@@ -255,11 +256,16 @@ class OrtEngine(Engine):
 
     def empty_states(self, batch: int) -> OrtStates:
         """Zeros. Kernels write the new states over the old ones; a function body may not write what it reads."""
-        return self.states_type(self, self.config.past_specs(), batch, min(FIRST_CAPACITY, self.max_length))
+        return self.states_type(self, self.config.past_specs(), batch, self.first_capacity)
+
+    def check_room(self, positions: int) -> None:
+        """See :meth:`edge_sdk.backends.Engine.check_room`."""
+        if self.place is self.host:
+            check_memory((1 if self.native else 2) * self.config.state_bytes(1, positions))
 
     def load_states(self, snapshot: Snapshot) -> OrtStates:
         """See :meth:`edge_sdk.backends.Engine.load_states`."""
-        capacity = capacity_for(snapshot.length, min(FIRST_CAPACITY, self.max_length), self.max_length)
+        capacity = capacity_for(snapshot.length, self.first_capacity, self.max_length)
         return self.states_type(self, self.config.past_specs(), 1, capacity, snapshot.arrays, snapshot.length)
 
     def step(self, input_ids: np.ndarray, states: States, logits: Wanted = "last") -> np.ndarray:
@@ -274,6 +280,7 @@ class OrtEngine(Engine):
         """One run of the graph that leaves it to the caller to advance the states."""
         length = input_ids.shape[1]
         states.reserve(int(states.past_length.max()) + length)
+        states.back(length)
         if states.call is None or states.call.shape != (length, kept):
             states.call = _Call(self, len(states.past_length), length, kept)
         states.call.run(input_ids, states)

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from edge_sdk.backends import FIRST_CAPACITY, States, Wanted
-from edge_sdk.backends.ort import OrtEngine, OrtStates, zeros
+from edge_sdk.backends import States, Wanted
+from edge_sdk.backends.host_memory import zeros
+from edge_sdk.backends.ort import OrtEngine, OrtStates
 from edge_sdk.bundle import Bundle
 from edge_sdk.errors import BackendError, explain
 from edge_sdk.model import Mamba2Spec
@@ -124,8 +125,7 @@ class DraftHead:
 
     def empty_states(self, batch: int) -> OrtStates:
         """The head's own caches, zeros. Their past_length may be set back: positions behind it do not count."""
-        capacity = min(FIRST_CAPACITY, self.engine.max_length)
-        return OrtStates(self.engine, self.past_specs, batch, capacity)
+        return OrtStates(self.engine, self.past_specs, batch, self.engine.first_capacity)
 
     def step(
         self, hidden_states: np.ndarray, input_ids: np.ndarray, states: OrtStates, logits: Wanted = "last"
@@ -137,6 +137,7 @@ class DraftHead:
         """
         batch, length = input_ids.shape
         states.reserve(int(states.past_length.max()) + length)
+        states.back(length)
         kept = {"last": 1, "all": length, "none": 0}[logits]
         fed = (hidden_states, input_ids, states.past_length, np.arange(length - kept, length))
         found = [np.empty(spec.sized(batch=batch, kept=kept), np.float32) for spec in self.spec.outputs[:2]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge_sdk.errors import BusyError, ConfigError, EdgeError, PromptError
+from edge_sdk.errors import BusyError, ConfigError, EdgeError, MemoryLimitError, PromptError
 
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 RETRY_AFTER_S = 1
@@ -38,4 +38,6 @@ def as_request_error(error: EdgeError) -> RequestError:
         return RequestError(429, str(error), code="busy")
     if isinstance(error, (PromptError, ConfigError)):
         return RequestError(400, str(error))
+    if isinstance(error, MemoryLimitError):
+        return RequestError(503, str(error), code="out_of_memory")
     return RequestError(500, str(error), code="engine_failed")

@@ -1,0 +1,197 @@
+"""Contexts of any length: caches that are mapped whole and paid for by page, memory that runs out, long conversations."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edge_sdk
+from edge_sdk import Bundle, LanguageModel
+from edge_sdk.backends import host_memory, ort
+from edge_sdk.backends.host_memory import BLOCK, Backing, can_map, mapped_zeros, zeros
+from edge_sdk.backends.ort import OrtEngine
+from edge_sdk.errors import MemoryLimitError
+from edge_sdk.machine import read_available_memory
+from edge_sdk.model import TensorSpec
+from edge_sdk.telemetry import read_memory
+
+MIB = 1 << 20
+CACHES = (
+    TensorSpec("key", "float16", ("batch", 2, "capacity", 64)),
+    TensorSpec("key_scale", "float32", ("batch", 2, "capacity")),
+)
+
+
+@pytest.fixture(scope="module")
+def engine(scan_bundle: Path) -> OrtEngine:
+    engine = OrtEngine(Bundle.open(scan_bundle), threads=1)
+    if not engine.native:
+        pytest.skip("needs the native kernels")
+    return engine
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What the machine says is free beside what is kept for others, in bytes: the list's only number."""
+    found = [1 << 60]
+    monkeypatch.setattr(host_memory, "read_available_memory", lambda: found[0] + host_memory.KEPT_FREE_BYTES)
+    return found
+
+
+def test_only_what_is_written_takes_memory() -> None:
+    before = read_memory().resident_bytes
+    key, scale = mapped_zeros(CACHES, batch=3, capacity=1 << 24)
+    assert (key.shape, scale.shape, key.dtype) == ((3, 2, 1 << 24, 64), (3, 2, 1 << 24), np.float16)
+    assert key.nbytes == 12 << 30
+    assert read_memory().resident_bytes - before < 8 * MIB
+    key[1, 1, 1 << 23 : (1 << 23) + 2**17] = 1  # 16 MiB, 4 GiB into a head
+    assert 16 * MIB <= read_memory().resident_bytes - before < 24 * MIB
+    assert not key[1, 0].any(where=np.arange(1 << 24)[:, None] < 1000)
+    del key, scale
+    assert read_memory().resident_bytes - before < 8 * MIB
+
+
+def test_arrays_begin_at_cache_lines_and_do_not_overlap() -> None:
+    for make in (zeros, mapped_zeros):
+        arrays = make(CACHES, batch=1, capacity=3)
+        assert all(array.ctypes.data % host_memory.CACHE_LINE == 0 for array in arrays)
+        for value, array in enumerate(arrays, start=1):
+            array[...] = value
+        assert [set(array.ravel().tolist()) for array in arrays] == [{1}, {2}]
+
+
+def test_a_limit_on_addresses_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    code = (
+        "import resource, sys; from edge_sdk.backends import host_memory\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
+        "sys.exit(host_memory.can_map(1 << 20) and not host_memory.can_map(8 << 30))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1
+    assert can_map(1 << 40)
+    assert not can_map(1 << 60)
+    assert "grow by copying" in caplog.text
+
+
+def test_caches_neither_move_nor_grow(engine: OrtEngine) -> None:
+    states = engine.empty_states(1)
+    addresses = [buffer.ctypes.data for buffer in states.sets[0]]
+    ids = np.random.default_rng(0).integers(5, 24, (1, engine.max_length))
+    engine.step(ids[:, :-1], states, "none")
+    call = states.call
+    engine.step(ids[:, -1:], states)
+    assert states.capacity == engine.max_length
+    assert addresses == [buffer.ctypes.data for buffer in states.sets[0]]
+    assert call is not states.call  # another length
+    assert len(states.snapshot().arrays) == len(states.specs)
+
+
+def test_mapped_caches_answer_as_growing_ones(engine: OrtEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = np.random.default_rng(1).integers(5, 24, (2, 60))
+    expected = engine.step(ids, engine.empty_states(2), "all").copy()
+    with monkeypatch.context() as patch:
+        patch.setattr(ort, "can_map", lambda size: False)
+        patch.setattr(ort, "FIRST_CAPACITY", 8)
+        growing = OrtEngine(engine.bundle, threads=1)
+    states = growing.empty_states(2)
+    assert states.capacity == 8
+    found = [growing.step(ids[:, start : start + 6], states, "all").copy() for start in range(0, 60, 6)]
+    assert states.capacity == 64
+    np.testing.assert_allclose(np.concatenate(found, axis=1), expected, atol=5e-3)
+
+
+def test_memory_is_looked_for_block_by_block(free: list[int]) -> None:
+    positions = np.zeros(3, dtype=np.int64)
+    backing = Backing(CACHES, 3 * BLOCK + 1, positions)
+    size = 2 * (64 * 2 + 4)
+    free[0] = BLOCK * size
+    backing.extend(np.array([1, 0, 0]))
+    free[0] = 0
+    backing.extend(np.array([BLOCK, 0, 0]))  # found already
+    with pytest.raises(MemoryLimitError, match="to be free, found 64 MiB"):
+        backing.extend(np.array([BLOCK + 1, 0, 0]))
+    free[0] = 2 * BLOCK * size - 1
+    with pytest.raises(MemoryLimitError):
+        backing.rows(1, 3).extend(np.array([5, 5]))
+    assert positions.tolist() == [BLOCK, 0, 0]
+    free[0] += 1
+    backing.rows(1, 3).extend(np.array([5, 5]))
+    assert positions.tolist() == [BLOCK] * 3
+    free[0] = (2 * BLOCK + 1) * size  # the last block is what is left of the capacity
+    backing.extend(np.array([3 * BLOCK + 1, 0, 0]))
+    assert positions.tolist() == [3 * BLOCK + 1, BLOCK, BLOCK]
+
+
+def test_a_step_without_memory_changes_nothing(
+    engine: OrtEngine, free: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_memory, "BLOCK", 16)
+    ids = np.random.default_rng(2).integers(5, 24, (1, 40))
+    expected = engine.step(ids, engine.empty_states(1)).copy()
+    states = engine.empty_states(1)
+    engine.step(ids[:, :30], states, "none")
+    free[0] = 0
+    engine.step(ids[:, 30:32], states, "none")
+    for attempt in (lambda: engine.step(ids[:, 32:], states), states.copy):
+        with pytest.raises(MemoryLimitError):
+            attempt()
+    assert states.past_length.tolist() == [32]
+    free[0] = 1 << 40
+    np.testing.assert_allclose(engine.step(ids[:, 32:], states), expected, atol=5e-3)
+
+
+def test_a_session_goes_on_when_there_is_memory_again(
+    chat_bundle: Path, free: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = edge_sdk.load(chat_bundle, threads=1, prefix_cache_bytes=0)
+    if not model.engine.maps_caches:  # type: ignore[attr-defined]
+        pytest.skip("needs the native kernels")
+    monkeypatch.setattr(host_memory, "BLOCK", 8)
+    expected = model.generate("walk around left thrice")
+    with model.session() as session:
+        stream = session.stream("walk around left thrice")
+        first = [next(stream), next(stream)]
+        free[0] = 0
+        with pytest.raises(MemoryLimitError, match="--cache-dtype int8"):
+            for _ in range(20):
+                first.append(next(stream))
+        free[0] = 1 << 40
+        rest = session.generate()
+    assert [token.token_id for token in first] + list(rest.token_ids) == list(expected.token_ids)
+
+
+def test_a_context_that_is_asked_for_must_fit(chat_model: LanguageModel, free: list[int]) -> None:
+    config = chat_model.config
+    free[0] = (1 if chat_model.engine.native else 2) * config.state_bytes(1, 100)  # type: ignore[attr-defined]
+    with chat_model.session(max_context=100) as session:
+        session.fork().close()
+    with pytest.raises(MemoryLimitError):
+        chat_model.session(max_context=101)
+    assert chat_model.session().max_context == config.max_length
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_nearest_limit_counts(tmp_path: Path, version: int) -> None:
+    def write(name: str, text: str) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    assert read_available_memory(tmp_path) is None
+    write("proc/meminfo", "MemTotal: 4000 kB\nMemAvailable:    3000 kB\n")
+    assert read_available_memory(tmp_path) == 3000 * 1024
+    top = "sys/fs/cgroup/" if version == 2 else "sys/fs/cgroup/memory/"
+    write("proc/self/cgroup", "0::/robot/chat\n" if version == 2 else "5:cpu:/x\n4:memory:/robot/chat\n")
+    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    write(f"{top}robot/chat/{names[0]}", "max\n")
+    write(f"{top}robot/chat/{names[1]}", "100\n")
+    assert read_available_memory(tmp_path) == 3000 * 1024
+    write(f"{top}robot/{names[0]}", "2000\n")
+    write(f"{top}robot/{names[1]}", "1500\n")
+    write(f"{top}robot/memory.stat", "inactive_file 40\ntotal_inactive_file 40\n")
+    assert read_available_memory(tmp_path) == 540
+    write(f"{top}robot/{names[1]}", "5000\n")
+    assert read_available_memory(tmp_path) == 0
