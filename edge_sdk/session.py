@@ -57,8 +57,8 @@ class Session:
         """Those that the states hold."""
         self._pending: list[int] = []
         """Tokens that were said but not fed yet."""
-        self._text = ""
-        """All that was read and answered, as text."""
+        self._texts = [""]
+        """All that was read and answered, as text, in parts: an answer adds to a long one token by token."""
         self._preamble = ""
         """What of it the messages come after."""
         self._states: States | None = None
@@ -108,8 +108,8 @@ class Session:
         ids = self.model.codec.encode(text) if isinstance(text, str) else list(text)
         self._check_room(len(self.everything) + len(ids), answer=0)
         self._end_answer()
-        self._text += text if isinstance(text, str) else self.model.codec.decode(ids)
-        self._preamble, self.messages = self._text, []
+        self._texts.append(text if isinstance(text, str) else self.model.codec.decode(ids))
+        self._preamble, self.messages = self.text, []
         self._pending += ids
 
     def stream(self, prompt: Prompt | None = None, options: Options | None = None, **changes: Any) -> Stream:
@@ -149,9 +149,10 @@ class Session:
     def fork(self) -> Session:
         """Another session that goes on from here."""
         self._check_open()
+        states = self._memory().copy()
         other = Session(self.model, None, self.template, self.priority)
         other.max_context = self.max_context
-        other.resume(list(self._tokens), self._memory().copy(), self._conversation())
+        other.resume(list(self._tokens), states, self._conversation())
         return other
 
     def save(self, path: str | Path) -> None:
@@ -166,7 +167,8 @@ class Session:
     @property
     def text(self) -> str:
         """All that was read and answered, as the model sees it."""
-        return self._text
+        self._texts = ["".join(self._texts)]
+        return self._texts[0]
 
     @property
     def everything(self) -> list[int]:
@@ -201,7 +203,7 @@ class Session:
     def add_answered(self, token_id: int, text: str) -> None:
         """Adds to the conversation what the model said; called by the stream."""
         self._pending.append(token_id)
-        self._text += text
+        self._texts.append(text)
         self.messages[-1]["content"] += text
 
     def _end_answer(self) -> None:
@@ -220,10 +222,10 @@ class Session:
             if interrupted():
                 return None
             block = min([left, self.model.steps.block(self.priority), *(mark - self.position for mark in marks[:1])])
-            ids, rest = self._pending[:block], self._pending[block:]
-            result = self._advance(ids, "none" if rest else wanted)
+            ids = self._pending[:block]
+            result = self._advance(ids, wanted if block == len(self._pending) else "none")
             self._tokens += ids
-            self._pending = rest
+            del self._pending[:block]
             if self.position in marks[:1]:
                 self.model.remember(self._tokens, self._memory())
                 del marks[0]
@@ -265,7 +267,7 @@ class Session:
         return {
             "messages": [dict(message) for message in self.messages],
             "pending": list(self._pending),
-            "text": self._text,
+            "text": self.text,
             "preamble": self._preamble,
             "template": self.template,
         }
@@ -273,7 +275,7 @@ class Session:
     def resume(self, token_ids: list[int], states: States, conversation: dict[str, Any]) -> None:
         """Goes on from what another session said and read."""
         self._tokens, self._states, self.messages = token_ids, states, conversation["messages"]
-        self._pending, self._text = conversation["pending"], conversation["text"]
+        self._pending, self._texts = conversation["pending"], [conversation["text"]]
         self._preamble, self.template = conversation["preamble"], conversation["template"]
 
     def _add(self, prompt: Prompt | None) -> None:
@@ -297,7 +299,7 @@ class Session:
         self._end_answer()
         if not said:
             self._forget()
-        self.messages, self._text, self.cached_tokens = messages, text, 0
+        self.messages, self._texts, self.cached_tokens = messages, [text], 0
         self._pending += new
 
     def _continuation(self, text: str, said: list[int]) -> list[int] | None:
@@ -307,8 +309,8 @@ class Session:
         tokens, since a tokenizer of words drops spaces.
         """
         codec = self.model.codec
-        if text.startswith(self._text):
-            return codec.encode(text[len(self._text) :])
+        if text.startswith(self.text):
+            return codec.encode(text[len(self.text) :])
         ids = codec.encode(text)
         return ids[len(said) :] if ids[: len(said)] == said else None
 

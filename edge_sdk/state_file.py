@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import msgspec
 import numpy as np
@@ -76,9 +78,9 @@ def read_header(path: Path) -> StateHeader:
 def read_state(path: Path, model_id: str, model: ModelConfig) -> tuple[StateHeader, list[int], Snapshot]:
     """The header, the token ids and the states. Raises StateError for a damaged file or one of another model."""
     with _opened(path) as file:
-        content = file.read()
+        content = _mapped(file)
     body, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
-    if not body.startswith(MAGIC):
+    if body[: len(MAGIC)] != MAGIC:
         _refuse(path, "a saved state", "something else")
     if hashlib.sha256(body).digest() != digest:
         _refuse(path, "a whole file", "a truncated or altered one")
@@ -105,7 +107,14 @@ def _opened(path: Path) -> Any:
         _refuse(path, "a saved state", error.strerror)
 
 
-def _header(path: Path, text: bytes) -> StateHeader:
+def _mapped(file: BinaryIO) -> memoryview:
+    """The content, in the page cache: read, that of a long context would take its size in memory beside the states."""
+    if os.fstat(file.fileno()).st_size == 0:
+        return memoryview(b"")  # no mapping can be
+    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _header(path: Path, text: bytes | memoryview) -> StateHeader:
     try:
         return msgspec.json.decode(text, type=StateHeader)
     except msgspec.DecodeError as error:
