@@ -246,7 +246,7 @@ class LlamaBench:
         self._command = [str(program), "-m", str(path), "-t", str(threads), "-r", "1", "-o", "json"]
 
     def round(self, tasks: Sequence[Task], limit_s: float = math.inf) -> list[Sample]:
-        """One measurement of each task, llama-bench's own warming up before it. Raises TimeLimitError, and ends it then."""
+        """One measurement of each task, llama-bench's own warming up before it. Raises TimeLimitError."""
         started = time.monotonic()
         contexts = sorted({task.context for task in tasks})
         command = [*self._command, "-d", ",".join(map(str, contexts))]

@@ -1,4 +1,4 @@
-"""Contexts of any length: caches that are mapped whole and paid for by page, memory that runs out, long conversations."""
+"""Contexts of any length: caches that are mapped whole and paid by the page, memory that runs out, late answers."""
 
 from __future__ import annotations
 
