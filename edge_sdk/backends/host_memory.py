@@ -30,6 +30,9 @@ BLOCK = 4096
 KEPT_FREE_BYTES = 64 << 20
 """What is left to everybody else."""
 
+WORTH_A_LOOK_BYTES = 1 << 20
+"""States smaller than that are made without looking for memory, which takes longer than making them."""
+
 MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # Python has it since 3.13
 
 log = logging.getLogger("edge_sdk")
@@ -42,6 +45,8 @@ def zeros(specs: Sequence[TensorSpec], **sizes: int) -> list[np.ndarray]:
     microseconds, and thousands of them would make the first step late. Raises MemoryLimitError.
     """
     starts = _starts(specs, sizes)
+    if starts[-1] >= WORTH_A_LOOK_BYTES:
+        check_memory(starts[-1])
     try:
         memory = np.empty(starts[-1] + CACHE_LINE, dtype=np.uint8)
     except MemoryError as error:

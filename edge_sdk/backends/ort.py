@@ -50,7 +50,7 @@ class OrtStates(RowStates):
         self._make(content)
 
     def _make(self, content: Sequence[np.ndarray]) -> None:
-        self.back(0)
+        self.back(self.past_length)
         new, place = self._zeros(), self.engine.place
         for array, part in zip(used(self.specs, new, int(self.past_length.max())), content):
             array[...] = part
@@ -66,17 +66,16 @@ class OrtStates(RowStates):
     def _zeros(self) -> list[np.ndarray]:
         batch = len(self.past_length)
         if not self.engine.maps_caches:
-            check_memory(self.engine.config.state_bytes(batch, self.capacity))
             return zeros(self.specs, batch=batch, capacity=self.capacity)
         caches = [spec for spec in self.specs if "capacity" in spec.shape]
         scans = iter(zeros(without_caches(self.specs), batch=batch))
         mapped = iter(mapped_zeros(caches, batch=batch, capacity=self.capacity))
         return [next(mapped if spec in caches else scans) for spec in self.specs]
 
-    def back(self, length: int) -> None:
-        """Looks for memory for ``length`` more positions of each row. Raises MemoryLimitError, and changes nothing."""
+    def back(self, positions: np.ndarray) -> None:
+        """Looks for memory for so many positions of each row (batch). Raises MemoryLimitError, and changes nothing."""
         if self.engine.maps_caches:
-            self.backing.extend(self.past_length + length)
+            self.backing.extend(positions)
 
     def content(self) -> list[np.ndarray]:
         """The states, the caches' used positions only; the engine's own memory where that is the host's."""
@@ -101,8 +100,7 @@ class OrtStates(RowStates):
         assert isinstance(source, OrtStates)
         (length,) = source.past_length
         self.reserve(int(length))
-        if self.engine.maps_caches:
-            self.backing.extend(source.past_length)
+        self.back(source.past_length)
         arrays = self.engine.place.arrays(self.sets[self.turn])
         for mine, theirs in zip(used(self.specs, arrays, int(length)), source.content()):
             mine[...] = theirs
@@ -280,7 +278,7 @@ class OrtEngine(Engine):
         """One run of the graph that leaves it to the caller to advance the states."""
         length = input_ids.shape[1]
         states.reserve(int(states.past_length.max()) + length)
-        states.back(length)
+        states.back(states.past_length + length)
         if states.call is None or states.call.shape != (length, kept):
             states.call = _Call(self, len(states.past_length), length, kept)
         states.call.run(input_ids, states)

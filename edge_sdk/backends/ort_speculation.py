@@ -137,7 +137,7 @@ class DraftHead:
         """
         batch, length = input_ids.shape
         states.reserve(int(states.past_length.max()) + length)
-        states.back(length)
+        states.back(states.past_length + length)
         kept = {"last": 1, "all": length, "none": 0}[logits]
         fed = (hidden_states, input_ids, states.past_length, np.arange(length - kept, length))
         found = [np.empty(spec.sized(batch=batch, kept=kept), np.float32) for spec in self.spec.outputs[:2]]

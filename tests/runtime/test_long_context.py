@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import edge_sdk
-from edge_sdk import Bundle, LanguageModel
-from edge_sdk.backends import host_memory, ort
+from edge_sdk import Bundle, LanguageModel, prefix_cache
+from edge_sdk.backends import Snapshot, host_memory, ort
 from edge_sdk.backends.host_memory import BLOCK, Backing, can_map, mapped_zeros, zeros
 from edge_sdk.backends.ort import OrtEngine
-from edge_sdk.errors import MemoryLimitError
+from edge_sdk.errors import MemoryLimitError, StateError
 from edge_sdk.machine import read_available_memory
-from edge_sdk.model import TensorSpec
+from edge_sdk.model import AttentionSpec, ModelConfig, TensorSpec
+from edge_sdk.prefix_cache import PrefixCache
+from edge_sdk.state_file import read_state, write_state
 from edge_sdk.telemetry import read_memory
 
 MIB = 1 << 20
@@ -171,6 +175,66 @@ def test_a_context_that_is_asked_for_must_fit(chat_model: LanguageModel, free: l
     with pytest.raises(MemoryLimitError):
         chat_model.session(max_context=101)
     assert chat_model.session().max_context == config.max_length
+
+
+def test_states_that_do_not_fit_are_not_made(free: list[int]) -> None:
+    free[0] = 16 * MIB
+    zeros(CACHES, batch=1, capacity=16 * MIB // 264)
+    with pytest.raises(MemoryLimitError, match="to be free, found 80 MiB"):
+        zeros(CACHES, batch=1, capacity=16 * MIB // 264 + 1)
+    free[0] = 1 << 60
+    with pytest.raises(MemoryLimitError, match="Unable to allocate"):
+        zeros(CACHES, batch=1 << 16, capacity=1 << 24)
+    with pytest.raises(MemoryLimitError):
+        mapped_zeros(CACHES, batch=1 << 20, capacity=1 << 24)
+
+
+def test_a_token_costs_no_copy_of_what_was_said(chat_model: LanguageModel) -> None:
+    text = "x" * 32 * MIB
+    conversation = {"messages": [], "pending": [], "text": text, "preamble": "", "template": {}}
+    with chat_model.session() as session:
+        session.resume([], chat_model.engine.empty_states(1), conversation)
+        session.begin_answer()
+        peak = peak_of(lambda: [session.add_answered(5, "y") for _ in range(10)])
+        assert session.text == text + 10 * "y"
+    assert peak < MIB
+
+
+def test_a_saved_state_is_not_read_into_memory(tmp_path: Path) -> None:
+    spec = AttentionSpec(heads=8, kv_heads=8, head_dim=128)
+    config = ModelConfig(family="none", vocab_size=1, hidden=1, layers=(spec,))
+    rng = np.random.default_rng(0)
+    arrays = tuple(rng.integers(0, 9, (1, 8, 4096, 128)).astype(np.float16) for _ in range(2))
+    write_state(tmp_path / "long.state", "model", range(4096), Snapshot(4096, arrays), {})
+    read: list[Snapshot] = []
+    peak = peak_of(lambda: read.append(read_state(tmp_path / "long.state", "model", config)[2]))
+    assert peak < 2 * MIB < read[0].nbytes == 16 * MIB
+    for found, expected in zip(read[0].arrays, arrays):
+        assert np.array_equal(found, expected)
+    (tmp_path / "long.state").write_bytes(b"")
+    with pytest.raises(StateError, match="something else"):
+        read_state(tmp_path / "long.state", "model", config)
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """Bytes that Python and numpy held at most, beyond those before."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_few_long_prompts_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_cache, "PROMPTS_TOKENS", 25)
+    cache = PrefixCache(1 << 20, least=2)
+    for first in (10, 20, 30):
+        assert cache.plan([first] * 10, 0) == []
+    assert cache.plan([10] * 5 + [0] * 5, 0) == []  # forgotten
+    assert cache.plan([30] * 5 + [0] * 5, 0) == [5]
+    assert cache.plan([7] * 100, 0) == []
+    assert cache.plan([7] * 50 + [8], 0) == [50]  # the last one, however long
 
 
 @pytest.mark.parametrize("version", [1, 2])
