@@ -30,6 +30,14 @@ ROOMS = {"edge_sdk": ".", "edge_plugins": "plugins", "edge_export": "export"}
 ENGINE = ["onnx>=1.19", "rich>=13.7", "typer>=0.15"]
 TENSORRT_RTX = "tensorrt-rtx-cu13==1.7.1.116"
 
+# Recordings of control runs.
+CONTROL = ["mcap>=1.6,<2"]
+
+# Robots on a serial line: docs/serial.md. Both vendors' SDKs bring pyserial.
+SERIAL = ["cobs>=1.2", "pyserial>=3.5"]
+DYNAMIXEL = ["dynamixel-sdk>=4.0"]
+FEETECH = ["ftservo-python-sdk>=2.0"]
+
 SERVER = ["prometheus-client>=0.20", "starlette>=0.40", "uvicorn>=0.30"]
 
 EXTRAS = {
@@ -69,6 +77,7 @@ EXTRAS = {
     "test": [
         "cmake>=3.20",
         "cyclonedds==11.0.1",
+        "gymnasium[mujoco]>=1.1",
         "hypothesis>=6.100",
         "jsonschema>=4.20",
         "llguidance>=1.9,<2",
@@ -82,13 +91,19 @@ EXTRAS = {
         "tensorboard>=2.16",
         f"{TENSORRT_RTX}; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "transformers>=5.20",
+        *CONTROL,
+        *DYNAMIXEL,
+        *FEETECH,
+        *SERIAL,
         *SERVER,
     ],
     "dev": ["mypy>=1.15", "pre-commit>=4.0", "ruff>=0.11"],
+    "control": CONTROL,
+    "serial": SERIAL,
+    "dynamixel": DYNAMIXEL,
+    "feetech": FEETECH,
     # Named for what is to come, so that installation commands stay the same.
-    "serial": ["pyserial>=3.5"],
     "vision": ["opencv-python>=4.8"],
-    "control": [],
 }
 
 PACKAGE = Path("edge_plugins", "native")
@@ -229,7 +244,7 @@ setup(
     packages=packages,
     package_dir={room: f"{folder}/{room}".removeprefix("./") for room, folder in ROOMS.items()},
     package_data={
-        "edge_sdk": ["py.typed"],
+        "edge_sdk": ["py.typed", "control/firmware/*"],
         "edge_plugins": ["py.typed", "native/_native.pyi"],
         "edge_export": ["py.typed"],
     },

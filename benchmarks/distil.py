@@ -5,7 +5,8 @@
 
 Three tasks: SCAN's simple and length splits (from its grammar, samples/scan_rover/scan.py), and a byte-level language
 model over the documentation in Debian's perl-modules and the licences in base-files. The student's shape is searched
-under a budget of a quarter of the teacher's parameters. Distilled and from-scratch students see the same batches.
+under a budget of a quarter of the teacher's parameters. Distilled and from-scratch students see the same batches, of the
+language model's text a small share, as a model distilled in practice sees little of what its teacher has read.
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ CANDIDATES = 48
 TEXT_LENGTH = 256
 """Bytes of a sample of the language model."""
 
+STUDENT_TEXTS = 20
+"""One in so many of the teacher's texts is for the students."""
+
 TEXT_FOLDERS = (Path("/usr/share/perl"), Path("/usr/share/common-licenses"))
 POD = re.compile(r"^=(?:pod|head\d).*?(?=^=cut|\Z)", re.MULTILINE | re.DOTALL)
 """Perl's embedded documentation."""
@@ -80,6 +84,7 @@ class Task:
     """Data, the teacher and the students' schedule."""
 
     train: Sequence[Sample]
+    """What students, pruned or from scratch, learn from."""
     test: Sequence[Sample]
     score: Callable[[HybridLM, Sequence[Sample]], float]
     unit: str
@@ -112,16 +117,22 @@ def scan_task(split: str, steps: int) -> Task:
 def bytes_task() -> Task:
     """The next byte of a text; bits per byte over every tenth text."""
     texts = [[*text.encode(), END] for text in read_texts()]
-    train = [sample for index, ids in enumerate(texts) if index % 10 for sample in cut(ids, TEXT_LENGTH)]
-    test = [sample for ids in texts[::10] for sample in cut(ids, TEXT_LENGTH)]
-    print(f"bytes: {sum(map(len, texts)):,} in {len(texts)} texts, {len(train)} and {len(test)} samples")
+    known = [ids for index, ids in enumerate(texts) if index % 10]
+    train, few = samples_of(known), samples_of(known[::STUDENT_TEXTS])
+    test = samples_of(texts[::10])
+    print(f"bytes: {sum(map(len, texts)):,} in {len(texts)} texts; samples: {len(train)}, {len(few)}, {len(test)}")
 
     def teacher(folder: Path) -> HybridLM:
         schedule = Schedule(steps=1200, batch_size=16, weight_decay=0.1, average_decay=0.99)
         return trained(HybridLM(nemotron_h.parse_config(dict(BYTES_MODEL))), train, schedule, folder)
 
-    schedule = DistilSchedule(steps=1000, batch_size=16, learning_rate=1.5e-3, average_decay=0.99, top_k=32)
-    return Task(train, test, bits_per_byte, "bits per byte", teacher, schedule)
+    schedule = DistilSchedule(steps=1500, batch_size=16, learning_rate=4e-3, average_decay=0.99, top_k=32)
+    return Task(few, test, bits_per_byte, "bits per byte", teacher, schedule)
+
+
+def samples_of(texts: Sequence[Sequence[int]]) -> list[Sample]:
+    """Pieces of texts; each begins from empty states."""
+    return [sample for ids in texts for sample in cut(ids, TEXT_LENGTH)]
 
 
 def read_texts() -> list[str]:

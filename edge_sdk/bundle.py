@@ -89,6 +89,16 @@ class Bundle:
             _refuse(str(folder / MANIFEST), expected="inputs and outputs that follow from the model", found="others")
         return cls(folder, manifest)
 
+    def check_still_there(self) -> None:
+        """Whether the folder holds this bundle still, once all its files are read. Raises BundleError.
+
+        Another one may have taken its place, as a whole, between two files.
+        """
+        if _read_manifest(self.path) != self.manifest:
+            _refuse(
+                str(self.path), expected="the same bundle until it is loaded", found="another", todo="Load it again."
+            )
+
     @property
     def model_id(self) -> str:
         """Names what computes: two bundles share it if their graphs and weights are the same."""

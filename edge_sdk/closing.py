@@ -99,13 +99,13 @@ class Closer:
         for _ in range(steps):
             if walker.is_accepting():
                 return self._merged(matcher, path)
-            step = self._forced(walker) or self._choice(walker, ends, dice)
+            step = self.forced(walker) or self._choice(walker, ends, dice)
             if not step or walker.try_consume_tokens(step) != len(step):
                 return None
             path += step
         return None
 
-    def _forced(self, walker: LLMatcher) -> list[int]:
+    def forced(self, walker: LLMatcher) -> list[int]:
         """Tokens of the bytes that must follow; none where nothing is forced or no token says it."""
         content = walker.compute_ff_bytes()
         ids = self._tokenizer.greedy_tokenize(content.decode("utf-8", errors="ignore")) if content else []

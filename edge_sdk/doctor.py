@@ -15,6 +15,7 @@ from edge_sdk.backends import engine_kinds
 from edge_sdk.backends.ort_device import available_providers
 from edge_sdk.backends.trt_module import MODULES, import_tensorrt
 from edge_sdk.bundle import Bundle
+from edge_sdk.control.realtime import RealtimeLimits, describe_limits, read_limits
 from edge_sdk.engine_files import read_records
 from edge_sdk.errors import BackendError
 from edge_sdk.machine import Machine, read_machine
@@ -45,6 +46,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     plugin_library: str
     engines: list[str]
     """Files of the bundle's TensorRT engines."""
+    realtime: RealtimeLimits
+    """What a control loop would be permitted."""
     would_run: list[str]
     """Kinds of engines in the order in which they are tried; empty without a bundle."""
     advice: list[str]
@@ -67,6 +70,7 @@ def examine(bundle: Bundle | None = None) -> Report:
         tensorrt=tensorrt,
         plugin_library=str(plugins or ""),
         engines=engines,
+        realtime=read_limits(),
         would_run=engine_kinds(bundle, "auto") if bundle else [],
         advice=list(
             _advice(
@@ -171,6 +175,7 @@ def _lines(report: Report) -> Iterator[tuple[str, Any]]:
     yield "Plugins", report.plugin_library or "none"
     for file in report.engines:
         yield "Engine", file
+    yield from describe_limits(report.realtime)
     if report.would_run:
         yield "Would run", ", else ".join(ENGINES[kind] for kind in report.would_run)
     for text in report.advice:

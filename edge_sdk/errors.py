@@ -26,15 +26,27 @@ class BusyError(EdgeError):
 
 
 class MemoryLimitError(EdgeError, MemoryError):
-    """The machine has no memory left for what a context needs; nothing was lost by asking."""
+    """There is no memory for more states. What was asked for was not begun; sessions are as they were."""
 
 
 class StateError(EdgeError):
     """A saved state is damaged, or belongs to another model."""
 
 
+class RecordingError(EdgeError):
+    """A recording is damaged, belongs to another policy, or cannot be made."""
+
+
+class WatchdogError(EdgeError):
+    """The watchdog stopped the robot, or cannot watch."""
+
+
 class CheckpointError(EdgeError):
     """A checkpoint is missing tensors, has misshapen ones, or is of an unknown family."""
+
+
+class LinkError(EdgeError):
+    """There is no working line to a robot."""
 
 
 class BackendError(EdgeError):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import glob
 import hashlib
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -27,15 +29,38 @@ def _beside(path: Path) -> Path:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; it takes ``path``'s name, fsynced, when the block ends without an error."""
+    """A temporary path to write to; it takes ``path``'s name, fsynced, when the block ends without an error.
+
+    What writers of the same file left that were killed is deleted.
+    """
+    remove_abandoned(path.parent, path.name)
     temporary = _beside(path)
+    descriptor = os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o666)
     try:
+        with suppress(OSError):  # a file system without locks keeps what is abandoned
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield temporary
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Deletes the temporary files of a file, or of all in a folder, that nobody writes any more.
+
+    A writer holds a lock, which the kernel takes from a process that ends, however it does.
+    """
+    for path in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.tmp"):
+        with suppress(OSError):  # it is being written, has just got its name, or is a directory
+            descriptor = os.open(path, os.O_WRONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 @contextmanager
@@ -56,10 +81,15 @@ def new_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def partial_directory(path: Path) -> Path:
+    """Where :func:`resumable_directory` keeps what is not whole yet."""
+    return path.with_name(f".{path.name}.partial")
+
+
 @contextmanager
 def resumable_directory(path: Path, key: str) -> Iterator[Path]:
     """As :func:`new_directory`, but what an interrupted block left is there when one of the same ``key`` begins."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_directory(path)
     note = partial / "key"
     if not note.exists() or note.read_text(encoding="utf-8") != key:
         shutil.rmtree(partial, ignore_errors=True)

@@ -15,10 +15,13 @@ from edge_sdk.backends import Engine, States, choose_engine
 from edge_sdk.bundle import Bundle
 from edge_sdk.model import ModelConfig
 from edge_sdk.options import Options
+from edge_sdk.pace import Acceptance
 from edge_sdk.prefix_cache import DiskStore, PrefixCache
 from edge_sdk.scheduler import Direct, Scheduler
 from edge_sdk.session import Prompt, Session
-from edge_sdk.state_file import read_state, write_state
+from edge_sdk.speculation import Speculation
+from edge_sdk.speculator import Speculator
+from edge_sdk.state_file import Conversation, read_state, write_state
 from edge_sdk.structured import GrammarCompiler
 from edge_sdk.text import TextCodec
 
@@ -36,15 +39,18 @@ class LanguageModel:
         engine: Engine,
         prefixes: PrefixCache | None = None,
         steps: Direct | Scheduler | None = None,
+        speculation: Speculation = "auto",
     ) -> None:
         """``prefixes``: what is known of earlier prompts; None reads every prompt anew.
 
-        ``steps``: who may use the engine next; None lets sessions take turns by step.
+        ``steps``: who may use the engine next; None lets sessions take turns by step. ``speculation``: what drafts
+        tokens, where the engine can verify some.
         """
         self.bundle, self.engine, self.prefixes = bundle, engine, prefixes
         self.steps = steps or Direct(engine)
         self.config: ModelConfig = bundle.manifest.model
         self.codec = TextCodec(bundle.path)
+        self._speculation, self._acceptance = speculation, Acceptance()
 
     def session(
         self, max_context: int | None = None, template: Mapping[str, Any] | None = None, *, priority: int = 0
@@ -59,6 +65,12 @@ class LanguageModel:
         Of sessions that want a step at the same time the ones with the highest ``priority`` get it.
         """
         return Session(self, max_context, template, priority)
+
+    def speculator(self) -> Speculator | None:
+        """What drafts tokens for one session; None where nothing does."""
+        if self.engine.times is None or self._speculation == "off":
+            return None
+        return Speculator(self.steps, self.engine.times, self._acceptance, self._speculation)
 
     @cached_property
     def grammars(self) -> GrammarCompiler:
@@ -112,8 +124,12 @@ class LanguageModel:
     def remember(self, token_ids: Sequence[int], states: States) -> None:
         """Keeps the states after these tokens for later prompts that begin with them."""
         if self.prefixes is not None and self.config.state_bytes(1, len(token_ids)) <= self.prefixes.max_bytes:
-            with self.steps.exclusive():
-                snapshot = states.snapshot()
+            try:
+                with self.steps.exclusive():
+                    snapshot = states.snapshot()
+            except MemoryError as error:
+                log.warning("a beginning of a prompt is not remembered: %s", error)
+                return
             self.prefixes.add(token_ids, snapshot)
 
 
@@ -152,6 +168,8 @@ def load(
     prefix_cache_folder: str | Path | None = None,
     slots: int = 1,
     waiting: int = 16,
+    max_state_bytes: int | None = None,
+    speculation: Speculation = "auto",
     profile: str | Path | None = None,
 ) -> LanguageModel:
     """Opens and checks a bundle and prepares an engine for it.
@@ -161,18 +179,30 @@ def load(
     ``prefix_cache_folder``: where they outlast the process, up to eight times as many bytes.
     ``slots``: answers that may be made at the same time, step by step together; with 1, sessions take turns by step
     and none waits for a place. ``waiting``: how many more may wait for a slot before BusyError is raised.
-    ``profile``: how the name of a trace begins, for :mod:`edge_sdk.profile`; ``engine.end_profile()`` completes it.
-    Raises BundleError for a damaged bundle and BackendError where no engine can run it.
+    ``max_state_bytes``: memory for the states of all sessions; as much as the machine has left if None. A session that
+    needs more raises MemoryLimitError.
+    ``speculation``: what drafts tokens, which the model then verifies together (docs/speculation.md): ``auto`` is
+    whatever pays, and nothing where the bundle was not exported for it; ``lookup`` are earlier occurrences of the last
+    tokens, ``head`` is the model's own head, and both are refused where they are not possible; ``off`` is nothing.
+    ``profile``: how the name of a trace begins, for :mod:`edge_sdk.profile`; ``engine.end_profile()`` completes it. It
+    is a trace of plain steps, without drafts.
+    Raises BundleError for a damaged bundle, or one that is replaced meanwhile, BackendError where no engine can run it,
+    and ConfigError where it cannot speculate as asked for.
     """
     bundle = Bundle.open(path, verify_hashes=verify_hashes)
-    engine = choose_engine(bundle, device=device, threads=threads, profile=None if profile is None else Path(profile))
+    trace = None if profile is None else Path(profile)
+    engine = choose_engine(bundle, device=device, threads=threads, profile=trace, speculation=speculation)
+    if max_state_bytes is not None:
+        engine.limit_states(max_state_bytes)
     prefixes = None
     if prefix_cache_bytes:
         disk = (
             None if prefix_cache_folder is None else _disk_store(bundle, Path(prefix_cache_folder), prefix_cache_bytes)
         )
         prefixes = PrefixCache(prefix_cache_bytes, disk=disk)
-    return LanguageModel(bundle, engine, prefixes, _steps(engine, slots, waiting))
+    model = LanguageModel(bundle, engine, prefixes, _steps(engine, slots, waiting), speculation)
+    bundle.check_still_there()
+    return model
 
 
 def _steps(engine: Engine, slots: int, waiting: int) -> Direct | Scheduler:
@@ -188,6 +218,6 @@ def _disk_store(bundle: Bundle, folder: Path, memory_bytes: int) -> DiskStore:
     return DiskStore(
         folder / model_id[:16],
         8 * memory_bytes,
-        write=lambda path, token_ids, snapshot: write_state(path, model_id, token_ids, snapshot, {}),
+        write=lambda path, token_ids, snapshot: write_state(path, model_id, token_ids, snapshot, Conversation()),
         read=lambda path: read_state(path, model_id, bundle.manifest.model)[1:],
     )

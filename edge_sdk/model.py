@@ -18,6 +18,8 @@ from edge_sdk.errors import ConfigError, explain
 Dim = Union[int, str]
 """A fixed size, or the name of a dynamic one: ``batch``, ``length``, ``capacity`` of the caches, ``kept`` logits."""
 
+CacheDType = Literal["float32", "float16", "int8"]
+StateDType = Literal["float32", "float16"]
 DType = Literal["int64", "float32", "float16", "int8"]
 DTYPE_BYTES: dict[DType, int] = {"int64": 8, "float32": 4, "float16": 2, "int8": 1}
 
@@ -306,9 +308,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
-    cache_dtype: Literal["float32", "float16", "int8"] = "float16"
+    cache_dtype: CacheDType = "float16"
     """How keys and values are stored; float16 costs half of float32's memory and at most 2**-11 of each number."""
-    state_dtype: Literal["float32", "float16"] = "float32"
+    state_dtype: StateDType = "float32"
     """How the scan's states are stored from step to step; within a step they are float32."""
     mtp: MtpSpec | None = None
     """The head that drafts tokens, where the model has one."""

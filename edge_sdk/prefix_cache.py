@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -19,13 +20,20 @@ from pathlib import Path
 import numpy as np
 
 from edge_sdk.backends import Snapshot
-from edge_sdk.errors import StateError
+from edge_sdk.errors import MemoryLimitError, StateError
+from edge_sdk.files import remove_abandoned
 
 PROMPTS, PROMPTS_TOKENS = 32, 1 << 22
 """Earlier prompts that a new one is compared with: at most so many, of so many tokens together."""
 
 PARTS = 8
 """Regular snapshots of one prompt at most: with the attention's caches they grow with the position."""
+
+WRITES = 4
+"""Snapshots that may wait for the disk, each in memory until then; one more is not written."""
+
+NAME = re.compile(r"([0-9a-f]{32})-(\d+)\.state")
+"""Of a snapshot's file: the hash of its tokens, and how many they are."""
 
 log = logging.getLogger("edge_sdk")
 
@@ -65,10 +73,12 @@ class PrefixCache:
         self._prompts: deque[np.ndarray] = deque(maxlen=PROMPTS)
         self._lock = threading.Lock()
         self._writer = ThreadPoolExecutor(1, "prefix-cache") if disk else None
+        self._waiting = threading.BoundedSemaphore(WRITES)
+        if disk:
+            remove_abandoned(disk.folder)
         for path in sorted(disk.folder.glob("*.state")) if disk else []:
-            digest, _, length = path.stem.partition("-")
-            if length.isdigit():
-                self._entries[bytes.fromhex(digest)] = _Entry(int(length), None)
+            if named := NAME.fullmatch(path.name):
+                self._entries[bytes.fromhex(named[1])] = _Entry(int(named[2]), None)
 
     @property
     def nbytes(self) -> int:
@@ -115,7 +125,7 @@ class PrefixCache:
             self._entries[key] = _Entry(length, snapshot)
             self._entries.move_to_end(key)
             self._make_room()
-        if self._disk and self._writer:
+        if self._disk and self._writer and self._waiting.acquire(blocking=False):
             self._writer.submit(self._write, self._disk, key, list(token_ids), snapshot)
 
     def close(self) -> None:
@@ -144,6 +154,9 @@ class PrefixCache:
                 token_ids, entry.snapshot = self._disk.read(path)
                 if _keys(token_ids, {len(token_ids)}) != [(entry.length, key)]:
                     raise StateError(f"{path} holds other tokens than its name says")
+            except MemoryLimitError as error:
+                log.warning("a snapshot stays on the disk: %s", error)
+                return None
             except StateError as error:
                 log.warning("a snapshot is dropped: %s", error)
                 path.unlink(missing_ok=True)
@@ -162,6 +175,8 @@ class PrefixCache:
                 _keep_newest(disk)
         except OSError as error:
             log.warning("a snapshot was not written to %s: %s", path, error)
+        finally:
+            self._waiting.release()
 
     @staticmethod
     def _path(disk: DiskStore, key: bytes, length: int) -> Path:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edge_sdk.backends import Engine, RowStates, Snapshot, States
-from edge_sdk.errors import BusyError, explain
+from edge_sdk.errors import BusyError, MemoryLimitError, explain
 
 Output = Literal["none", "token", "logits"]
 """What is wanted of a step: nothing, the likeliest next token, or the logits (vocab) float32."""
@@ -62,6 +62,14 @@ class Direct:
         """A place among those who answer; there is always one."""
         yield
 
+    def alone(self) -> bool:
+        """Whether a session may take steps of its own, as trials are; it waits for its turn there too."""
+        return True
+
+    def at_home(self, states: States) -> States:
+        """A session's states as the engine's own, for who has the engine to itself."""
+        return states
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """While nobody else uses the engine."""
@@ -70,6 +78,7 @@ class Direct:
 
     def forget(self, states: States) -> None:
         """Notes that a session's states are of no use any more."""
+        self.engine.release(states)
 
     def advance(self, token_ids: list[int], states: States, wanted: Output, priority: int = 0) -> Any:
         """Feeds one session's tokens and returns what is wanted after the last."""
@@ -107,6 +116,12 @@ class Seat(States):
             self.scheduler.bring_home(self)
             return self.own.snapshot()
 
+    def view(self) -> Snapshot:
+        """See :meth:`edge_sdk.backends.States.view`; nobody moves a session's states but its own next step."""
+        with self.scheduler.exclusive():
+            self.scheduler.bring_home(self)
+            return self.own.view()
+
 
 @dataclass(eq=False)
 class _Request:
@@ -125,7 +140,7 @@ class Scheduler:
     def __init__(self, engine: Engine, slots: int, waiting: int) -> None:
         """``slots``: sessions that may answer at the same time; ``waiting``: how many more may wait for that."""
         self.engine, self.slots, self.waiting = engine, slots, waiting
-        shared = engine.empty_states(slots)
+        shared = engine.empty_rows(slots)
         assert isinstance(shared, RowStates)
         self._shared: RowStates = shared
         self._rows: list[Seat | None] = [None] * slots
@@ -174,6 +189,17 @@ class Scheduler:
             urgent = any(other > priority for other in self._open)
         return min(URGENT_BLOCK, self.engine.prefill_block) if urgent else self.engine.prefill_block
 
+    def alone(self) -> bool:
+        """Whether nobody else answers or wants a step: only then may a session take steps of its own."""
+        with self._news:
+            return len(self._places) <= 1 and not self._requests
+
+    def at_home(self, states: States) -> States:
+        """A session's states, from the shared memory or not, as the engine's own; the caller holds the lock."""
+        assert isinstance(states, Seat)
+        self.bring_home(states)
+        return states.own
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """While no step runs."""
@@ -195,9 +221,11 @@ class Scheduler:
                     )
                 )
             self._queue.append(mine)
-            while not self._may_enter(mine) and not interrupted():
-                self._news.wait(LOOK_S)
-            self._queue.remove(mine)
+            try:
+                while not self._may_enter(mine) and not interrupted():
+                    self._news.wait(LOOK_S)
+            finally:  # also where Ctrl-C ends the waiting
+                self._queue.remove(mine)
             self._places.append(priority)
         try:
             yield
@@ -230,6 +258,7 @@ class Scheduler:
         with self._lock:
             if states.row is not None:
                 self._rows[states.row], states.row = None, None
+            self.engine.release(states.own)
 
     def bring_home(self, seat: Seat) -> None:
         """Moves a seat's states from the shared memory to its own; the caller holds the lock."""
@@ -239,19 +268,16 @@ class Scheduler:
 
     def _run(self) -> None:
         while True:
-            batch = self._next_batch()
-            started = time.monotonic()
-            try:
-                with self._lock:
-                    self._step(batch)
-            except BaseException as error:
-                for request in batch:
-                    request.error = error
-            self._step_s = time.monotonic() - started
-            with self._news:
-                self._expected = {request.seat for request in batch if len(request.token_ids) == 1}
-            for request in batch:
-                request.done.set()
+            self._answer(self._next_batch())  # nothing here refers to a batch while the next one is waited for
+
+    def _answer(self, batch: list[_Request]) -> None:
+        started = time.monotonic()
+        self._try(batch)
+        self._step_s = time.monotonic() - started
+        with self._news:
+            self._expected = {request.seat for request in batch if len(request.token_ids) == 1}
+        for request in batch:
+            request.done.set()
 
     def _next_batch(self) -> list[_Request]:
         """Single tokens together, or one session's block of a prompt; the highest priority, and the oldest, first."""
@@ -275,6 +301,21 @@ class Scheduler:
                 return
             self._news.wait(left)
 
+    def _try(self, batch: list[_Request]) -> None:
+        """Makes a step, or notes why there was none."""
+        try:
+            with self._lock:
+                self._step(batch)
+        except MemoryLimitError as error:  # nothing was fed; alone, those who need no more room can go on
+            if len(batch) == 1:
+                batch[0].error = error
+            else:
+                for request in batch:
+                    self._try([request])
+        except BaseException as error:
+            for request in batch:
+                request.error = error
+
     def _step(self, batch: list[_Request]) -> None:
         """One step of the engine for the requests of a batch; the lock is held."""
         if len(batch) > 1:
@@ -288,10 +329,10 @@ class Scheduler:
             request.result = result
 
     def _alone(self, request: _Request) -> RowStates:
-        """One seat's states where they are, with room for its tokens if they are in the shared memory."""
-        states = self._states_of(request.seat)
-        if request.seat.row is not None:
-            self._shared.reserve(int(states.past_length[0]) + len(request.token_ids))
+        """One seat's states where they are; at home if the shared memory has no room, which all rows would pay for."""
+        positions = int(self._states_of(request.seat).past_length[0]) + len(request.token_ids)
+        if positions > self._shared.capacity:
+            self.bring_home(request.seat)
         return self._states_of(request.seat)
 
     def _seat_together(self, seats: list[Seat]) -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from edge_sdk.answer import Completion, Stream
 from edge_sdk.backends import States
-from edge_sdk.errors import BackendError, ConfigError, EdgeError, PromptError, explain
+from edge_sdk.errors import BackendError, ConfigError, EdgeError, MemoryLimitError, PromptError, explain
 from edge_sdk.options import Options
 from edge_sdk.sampling import Choice, Sampler
 from edge_sdk.scheduler import Output
-from edge_sdk.state_file import write_state
+from edge_sdk.speculator import Counts
+from edge_sdk.state_file import Conversation, write_state
 from edge_sdk.text import Message
 
 if TYPE_CHECKING:
@@ -63,6 +67,7 @@ class Session:
         """What of it the messages come after."""
         self._states: States | None = None
         """None before the first token."""
+        self._speculator = model.speculator()
         self._answer: weakref.ref[Stream] | None = None
         """The last one, which may still run and refers to this session."""
         self._closed = False
@@ -87,6 +92,8 @@ class Session:
     def _forget(self) -> None:
         if self._states is not None:
             self.model.steps.forget(self._states)
+        if self._speculator is not None:
+            self._speculator.forget()
         self._states, self._tokens, self._pending = None, [], []
 
     @property
@@ -105,7 +112,7 @@ class Session:
     def append(self, text: str | Sequence[int]) -> None:
         """As :meth:`read`, but what was added is not read before an answer begins. Raises PromptError."""
         self._check_open()
-        ids = self.model.codec.encode(text) if isinstance(text, str) else list(text)
+        ids = self.model.codec.encode(text) if isinstance(text, str) else self._known(text)
         self._check_room(len(self.everything) + len(ids), answer=0)
         self._end_answer()
         self._texts.append(text if isinstance(text, str) else self.model.codec.decode(ids))
@@ -161,8 +168,13 @@ class Session:
         Raises OSError, such as for a full disk.
         """
         self._check_open()
-        memory, model_id = self._memory().snapshot(), self.model.bundle.model_id
+        memory, model_id = self._memory().view(), self.model.bundle.model_id
         write_state(Path(path), model_id, self._tokens, memory, self._conversation())
+
+    @property
+    def speculation(self) -> Counts:
+        """What drafting came to so far."""
+        return Counts() if self._speculator is None else self._speculator.counts.copy()
 
     @property
     def text(self) -> str:
@@ -191,20 +203,52 @@ class Session:
 
         ``room``: how many tokens the answer may still have, within which a constrained one is completed.
         """
-        if constraint is not None:
-            logits = self._feed("logits", interrupted)
-            return None if logits is None else sampler.choose_constrained(logits, constraint, room)
-        if sampler.takes_the_likeliest:
-            token = self._feed("token", interrupted)
-            return None if token is None else Choice(int(token))
-        logits = self._feed("logits", interrupted)
-        return None if logits is None else sampler.choose(logits)
+        logits = None if interrupted() else self._speculate(constraint, room)
+        greedy = constraint is None and sampler.takes_the_likeliest
+        found = self._feed("token" if greedy else "logits", interrupted) if logits is None else logits
+        if found is None:
+            return None
+        if greedy:
+            choice = Choice(int(found if logits is None else found.argmax()))
+        elif constraint is None:
+            choice = sampler.choose(found)
+        else:
+            choice = sampler.choose_constrained(found, constraint, room)
+        if self._speculator is not None:
+            self._speculator.chose(choice.token_id)
+        return choice
 
     def add_answered(self, token_id: int, text: str) -> None:
         """Adds to the conversation what the model said; called by the stream."""
         self._pending.append(token_id)
         self._texts.append(text)
         self.messages[-1]["content"] += text
+
+    def _known(self, token_ids: Sequence[int]) -> list[int]:
+        """Token ids that the model has: others would fail a step, and with it whoever shares that."""
+        vocab = self.model.config.vocab_size
+        if outside := [token_id for token_id in token_ids if not 0 <= token_id < vocab]:
+            raise PromptError(
+                explain("Token ids", expected=f"0 to {vocab - 1}", found=outside[0], todo="Encode by this tokenizer.")
+            )
+        return list(token_ids)
+
+    def _speculate(self, constraint: Constraint | None, room: int) -> np.ndarray | None:
+        """The logits (vocab) after what waits, if a trial knows them or begins with it; None asks for a plain step."""
+        speculator = self._speculator
+        if speculator is None or len(self._pending) != 1:
+            return None
+        self._check_open()
+        (token,) = self._pending
+        logits = speculator.follow(token)
+        if logits is None:
+            states = self._memory()
+            with self._lost_if_it_fails():
+                logits = speculator.begin(self._tokens, token, states, constraint, room)
+        if logits is not None:
+            self._tokens.append(token)
+            self._pending = []
+        return logits
 
     def _end_answer(self) -> None:
         if self._answer is not None and (answer := self._answer()) is not None:
@@ -232,13 +276,22 @@ class Session:
         return result
 
     def _advance(self, ids: list[int], wanted: Output) -> Any:
-        """One step of the engine. A failure of it closes this session, whose states are lost."""
+        """One step of the engine."""
+        states = self._memory()
+        with self._lost_if_it_fails():
+            return self.model.steps.advance(ids, states, wanted, self.priority)
+
+    @contextmanager
+    def _lost_if_it_fails(self) -> Iterator[None]:
+        """A failure within a step, Ctrl-C too, closes this session, whose states are lost."""
         try:
-            return self.model.steps.advance(ids, self._memory(), wanted, self.priority)
-        except EdgeError:
+            yield
+        except (PromptError, MemoryLimitError):  # refused before anything was fed
             raise
-        except Exception as error:
+        except BaseException as error:
             self.close()
+            if isinstance(error, EdgeError) or not isinstance(error, Exception):
+                raise
             raise BackendError(
                 explain("A step of the model", expected="to run", found=error, todo="Open a new session.")
             ) from error
@@ -246,6 +299,9 @@ class Session:
     def _memory(self) -> States:
         if self._states is None:
             self._states = self.model.steps.empty_states()
+        if self._speculator is not None:
+            with self._lost_if_it_fails():
+                self._speculator.settle(self._states)
         return self._states
 
     def _recall(self) -> list[int]:
@@ -263,20 +319,20 @@ class Session:
             self._tokens, self._pending = ids[:start], ids[start:]
         return prefixes.plan(ids, start)
 
-    def _conversation(self) -> dict[str, Any]:
-        return {
-            "messages": [dict(message) for message in self.messages],
-            "pending": list(self._pending),
-            "text": self.text,
-            "preamble": self._preamble,
-            "template": self.template,
-        }
+    def _conversation(self) -> Conversation:
+        return Conversation(
+            messages=[dict(message) for message in self.messages],
+            pending=list(self._pending),
+            text=self.text,
+            preamble=self._preamble,
+            template=self.template,
+        )
 
-    def resume(self, token_ids: list[int], states: States, conversation: dict[str, Any]) -> None:
+    def resume(self, token_ids: list[int], states: States, conversation: Conversation) -> None:
         """Goes on from what another session said and read."""
-        self._tokens, self._states, self.messages = token_ids, states, conversation["messages"]
-        self._pending, self._texts = conversation["pending"], [conversation["text"]]
-        self._preamble, self.template = conversation["preamble"], conversation["template"]
+        self._tokens, self._states, self.messages = token_ids, states, cast(list[Message], conversation.messages)
+        self._pending, self._texts = conversation.pending, [conversation.text]
+        self._preamble, self.template = conversation.preamble, conversation.template
 
     def _add(self, prompt: Prompt | None) -> None:
         """Puts a prompt's tokens among those that are to be fed. Raises PromptError, and changes nothing then."""

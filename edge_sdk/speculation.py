@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import msgspec
 
+from edge_sdk.errors import ConfigError, explain
 from edge_sdk.model import Mamba2Spec, ModelConfig, MtpSpec, TensorSpec, state_specs
+
+Speculation = Literal["auto", "off", "lookup", "head"]
+"""What drafts tokens: whatever pays, nothing, earlier occurrences of the last tokens, or the model's own head."""
+
+CHOICES: tuple[Speculation, ...] = get_args(Speculation)
 
 ROLLBACK = "rollback.onnx"
 """The Mamba-2 scans alone, which make the states after those drafted tokens that were right."""
@@ -32,6 +39,32 @@ def extra_graphs(config: ModelConfig) -> dict[str, GraphSpec]:
     return graphs
 
 
+def verifiable(config: ModelConfig) -> bool:
+    """Whether tokens can be fed on trial: attention needs nothing for that, what scans need must have been exported."""
+    scans = [spec for spec in config.layers if without_caches(state_specs("", [spec], config))]
+    return all(isinstance(spec, Mamba2Spec) for spec in scans) and (config.speculation or not scans)
+
+
+def check(config: ModelConfig, speculation: str, kind: str) -> None:
+    """Raises ConfigError where a model cannot be run as asked for, on an engine of this kind; ``auto`` always can."""
+    if speculation not in CHOICES:
+        raise _refused(" or ".join(CHOICES), speculation, "Choose one of these.")
+    if speculation in ("auto", "off"):
+        return
+    if kind != "ort-cpu":
+        raise _refused("the CPU's engine", kind, "Load it with device cpu, or with speculation auto or off.")
+    if not verifiable(config):
+        todo = "Export the model with `edge-export onnx --speculation`, or load it with speculation auto or off."
+        raise _refused("a bundle with rollback.onnx", "none", todo)
+    if speculation == "head" and DRAFT not in extra_graphs(config):
+        todo = "Load it with speculation auto or lookup; a checkpoint with a head is exported with --speculation."
+        raise _refused("a bundle with a drafting head", "none", todo)
+
+
+def _refused(expected: str, found: str, todo: str) -> ConfigError:
+    return ConfigError(explain("speculation", expected=expected, found=found, todo=todo))
+
+
 def rollback_spec(config: ModelConfig) -> GraphSpec:
     """Scans' states before some positions, and the projections of these, to the states after them."""
     return GraphSpec(
@@ -43,6 +76,11 @@ def rollback_spec(config: ModelConfig) -> GraphSpec:
 def without_caches(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     """The states that every token overwrites; of a cache, ``past_length`` says how much of it counts."""
     return tuple(spec for spec in specs if "capacity" not in spec.shape)
+
+
+def only_caches(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """The states that have a place for every position."""
+    return tuple(spec for spec in specs if "capacity" in spec.shape)
 
 
 def draft_spec(config: ModelConfig, head: MtpSpec) -> GraphSpec:

@@ -150,6 +150,10 @@ class Constraint:
         """Tokens that complete the answer from here without the model; none where it is complete."""
         return list(self._plan)
 
+    def forced(self) -> list[int]:
+        """Tokens of what must follow, in the tokenizer's own way; a model may say the same in others."""
+        return [] if self._ended else self._compiler.closer.forced(self._matcher)
+
     def allowed(self) -> np.ndarray:
         """Tokens that the grammar lets follow, end tokens among them, as bool (vocabulary)."""
         return np.unpackbits(self._mask(), bitorder="little").view(np.bool_)[: len(self._compiler.vocabulary.tokens)]

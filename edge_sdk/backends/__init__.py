@@ -13,6 +13,8 @@ import numpy as np
 from edge_sdk.bundle import Bundle
 from edge_sdk.errors import BackendError, PromptError, explain
 from edge_sdk.model import TensorSpec
+from edge_sdk.pace import StepTimes
+from edge_sdk.speculation import check, verifiable
 
 FIRST_CAPACITY = 256
 """Positions that attention caches have room for at first."""
@@ -61,6 +63,10 @@ class States:
         """The content, of states that have a single row, which :meth:`Engine.load_states` makes into states again."""
         raise NotImplementedError
 
+    def view(self) -> Snapshot:
+        """As :meth:`snapshot`, in the states' own memory where that can be read: valid until they are fed more."""
+        return self.snapshot()
+
 
 class RowStates(States):
     """States whose rows can be used apart, where they lie; see :attr:`Engine.has_rows`."""
@@ -74,7 +80,10 @@ class RowStates(States):
         raise NotImplementedError
 
     def reserve(self, positions: int) -> None:
-        """Makes room in the caches. Raises PromptError beyond the context's size."""
+        """Makes room in the caches, or changes nothing.
+
+        Raises PromptError beyond the context's size and MemoryLimitError beyond the memory's.
+        """
         raise NotImplementedError
 
 
@@ -87,7 +96,17 @@ class Engine:
     max_length: int
     """Positions that a row's states can hold."""
     has_rows = False
-    """Whether its states are RowStates."""
+    """Whether the states of :meth:`empty_rows` are RowStates."""
+    times: StepTimes | None = None
+    """What steps took, of an engine that can feed tokens on trial; None of another."""
+    has_head = False
+    """Whether it can draft."""
+
+    def limit_states(self, max_bytes: int) -> None:
+        """Lets all states together take so many bytes and no more. Raises BackendError where they are not counted."""
+        raise BackendError(
+            explain("A limit of the states' memory", expected="states on the host", found=self.name, todo="Set none.")
+        )
 
     def empty_states(self, batch: int) -> States:
         """The states before the first token."""
@@ -99,6 +118,13 @@ class Engine:
         An engine that cannot tell lets it pass.
         """
 
+    def release(self, states: States) -> None:
+        """Nobody uses these states any more: others may be made of their memory. Any thread may say so."""
+
+    def empty_rows(self, batch: int) -> States:
+        """As :meth:`empty_states`, for steps of several rows only; RowStates if it has rows."""
+        return self.empty_states(batch)
+
     def load_states(self, snapshot: Snapshot) -> States:
         """States of one row with a snapshot's content, also one that another engine took of the same model."""
         raise NotImplementedError
@@ -107,8 +133,24 @@ class Engine:
         """Feeds tokens (batch, length) int64 and advances the states, which must be this engine's own.
 
         Returns logits (batch, kept, vocab) float32, with kept = 1, length or 0 as wanted. The next step may
-        overwrite them. Raises PromptError when the context has no room for the tokens.
+        overwrite them. Raises PromptError when the context has no room for the tokens and MemoryLimitError when the
+        memory has none; neither changes the states.
         """
+        raise NotImplementedError
+
+    def verify(self, input_ids: np.ndarray, states: States) -> np.ndarray:
+        """Feeds tokens (batch, length) int64 on trial and returns the logits (batch, length, vocab) of all of them.
+
+        The states advance when :meth:`accept` is told how many to keep; otherwise it is as if none had been fed.
+        """
+        raise NotImplementedError
+
+    def accept(self, states: States, counts: np.ndarray) -> None:
+        """Advances each row over the first ``counts`` (batch) of the tokens that were verified, at least one each."""
+        raise NotImplementedError
+
+    def draft(self, token: int, states: States, count: int) -> list[int]:
+        """Up to ``count`` tokens that the model's head expects after one that the states are to be fed next."""
         raise NotImplementedError
 
     def end_profile(self) -> None:
@@ -140,24 +182,32 @@ DEVICES = ("auto", "cpu", "cuda", "tensorrt")
 
 
 def choose_engine(
-    bundle: Bundle, *, device: str = "auto", threads: int | None = None, profile: Path | None = None
+    bundle: Bundle,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    profile: Path | None = None,
+    speculation: str = "off",
 ) -> Engine:
     """The engine for a device.
 
     ``cpu`` and ``cuda`` are ONNX Runtime's; ``tensorrt`` is the engine that `edge-export engine` built for this GPU or,
     where the bundle has none at all, ONNX Runtime's TensorRT. ``auto`` is the first of TensorRT's engine, CUDA and CPU
     that this machine has; what it passes over it logs. ``profile`` is how the name of ONNX Runtime's trace begins.
-    Raises BackendError when there is none.
+    ``speculation``: what is to draft tokens; ``auto`` is nothing where the bundle or the device cannot verify them. A
+    trace is one of plain steps.
+    Raises BackendError when there is no engine, and ConfigError when it cannot speculate as asked for.
     """
     if device not in DEVICES:
         raise BackendError(explain("device", expected=" or ".join(DEVICES), found=device, todo="Choose one of these."))
     kinds = engine_kinds(bundle, device)
+    check(bundle.manifest.model, speculation, kinds[0])
     for kind in kinds[:-1]:
         try:
-            return _make(kind, bundle, threads, profile)
+            return _make(kind, bundle, threads, profile, speculation)
         except BackendError as error:
             log.warning("%s is passed over: %s", kind, error)
-    return _make(kinds[-1], bundle, threads, profile)
+    return _make(kinds[-1], bundle, threads, profile, speculation)
 
 
 def engine_kinds(bundle: Bundle, device: str) -> list[str]:
@@ -181,7 +231,7 @@ def engine_kinds(bundle: Bundle, device: str) -> list[str]:
     return [kind for kind, possible in wanted.items() if possible]
 
 
-def _make(kind: str, bundle: Bundle, threads: int | None, profile: Path | None) -> Engine:
+def _make(kind: str, bundle: Bundle, threads: int | None, profile: Path | None, speculation: str) -> Engine:
     if kind == "tensorrt":
         from edge_sdk.backends.trt import TrtEngine
 
@@ -189,6 +239,11 @@ def _make(kind: str, bundle: Bundle, threads: int | None, profile: Path | None) 
             todo = "Choose another device, or profile with trtexec."
             raise BackendError(explain("A profile", expected="ONNX Runtime", found="TensorRT's engine", todo=todo))
         return TrtEngine(bundle)
+    if kind == "ort-cpu" and speculation != "off" and profile is None and verifiable(bundle.manifest.model):
+        from edge_sdk.backends.ort_speculation import SpeculativeEngine
+
+        head = speculation in ("auto", "head")
+        return SpeculativeEngine(bundle, threads=threads, head=head, follows=head)
     from edge_sdk.backends.ort import OrtEngine
 
     return OrtEngine(bundle, threads=threads, device=kind.removeprefix("ort-"), profile=profile)

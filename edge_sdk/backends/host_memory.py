@@ -1,88 +1,119 @@
-"""Memory of states on the host: caches of a whole context's size, of which only what was written takes memory.
+"""The arrays of states on the host, in memory of a budget: at once, or of a whole context's size and paid as written.
 
-An anonymous mapping that the kernel need not answer for (mmap(2), MAP_NORESERVE) takes addresses and no memory; a page
-of it exists once it is written. So a cache has its last size from the beginning and is never moved or copied
-(docs/decisions/0008-long-caches.md). Since nothing is refused that way until the kernel kills somebody, memory is
-looked for before a block of positions is written.
+A mapping takes addresses and no memory; a page of it exists once it is written. So a cache has its last size from the
+beginning and is never moved or copied (docs/decisions/0008-long-caches.md). Since nothing is refused that way until
+the kernel kills somebody, each block of positions is charged to the budget before it is written.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import mmap
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 
 from edge_sdk.backends import FIRST_CAPACITY, used
-from edge_sdk.errors import MemoryLimitError, explain
-from edge_sdk.machine import read_available_memory
+from edge_sdk.memory_budget import MemoryBudget, Piece, reserve_addresses
 from edge_sdk.model import TensorSpec
 
 CACHE_LINE = 64
 """Bytes."""
 
-BLOCK = 4096
-"""Positions that memory is looked for at once."""
-
-KEPT_FREE_BYTES = 64 << 20
-"""What is left to everybody else."""
-
-WORTH_A_LOOK_BYTES = 1 << 20
-"""States smaller than that are made without looking for memory, which takes longer than making them."""
-
-MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # Python has it since 3.13
+BLOCK = FIRST_CAPACITY
+"""Positions of a mapped cache that are charged for at once."""
 
 log = logging.getLogger("edge_sdk")
 
 
-def zeros(specs: Sequence[TensorSpec], **sizes: int) -> list[np.ndarray]:
-    """Zeros of these specs and sizes, each beginning at a cache line, in one piece of memory.
+def buffers(specs: Sequence[TensorSpec], budget: MemoryBudget, **sizes: int) -> list[np.ndarray]:
+    """Memory of these specs and sizes, each beginning at a cache line, in one piece, with anything in it.
 
-    One piece is large enough for numpy to ask for huge pages. It is touched here: a page that is first touched costs
-    microseconds, and thousands of them would make the first step late. Raises MemoryLimitError.
+    One piece is large enough for numpy to ask for huge pages. Raises MemoryLimitError.
     """
     starts = _starts(specs, sizes)
-    if starts[-1] >= WORTH_A_LOOK_BYTES:
-        check_memory(starts[-1])
-    try:
-        memory = np.empty(starts[-1] + CACHE_LINE, dtype=np.uint8)
-    except MemoryError as error:
-        raise _too_little(starts[-1], error) from None
-    memory.fill(0)
+    memory = budget.take(starts[-1] + CACHE_LINE)
     return _divided(memory[-memory.ctypes.data % CACHE_LINE :], specs, starts, sizes)
 
 
-def mapped_zeros(specs: Sequence[TensorSpec], **sizes: int) -> list[np.ndarray]:
-    """Caches of zeros as :func:`zeros` makes them, but only the first positions are touched; others take no memory yet.
+def zeros(specs: Sequence[TensorSpec], budget: MemoryBudget, **sizes: int) -> list[np.ndarray]:
+    """As :func:`buffers`, zeros: to touch a page for the first time costs microseconds, which no step should pay."""
+    made = buffers(specs, budget, **sizes)
+    for array in made:
+        array.fill(0)
+    return made
 
-    Raises MemoryLimitError where addresses are refused.
+
+class Backing:
+    """How many positions of each row's mapped caches were charged for."""
+
+    def __init__(
+        self, specs: Sequence[TensorSpec], capacity: int, budget: MemoryBudget, piece: Piece, positions: np.ndarray
+    ) -> None:
+        """``positions`` (batch) int64: the piece's or a part of them, advanced in place."""
+        self.specs, self.capacity, self.positions = specs, capacity, positions
+        self._budget, self._piece = budget, piece
+        self._bytes = _position_bytes(specs)
+
+    def rows(self, start: int, stop: int) -> Backing:
+        """Of the rows from ``start`` to ``stop``."""
+        return Backing(self.specs, self.capacity, self._budget, self._piece, self.positions[start:stop])
+
+    def extend(self, positions: np.ndarray) -> None:
+        """Charges for so many positions of each row (batch). Raises MemoryLimitError, and changes nothing."""
+        if (positions <= self.positions).all():
+            return
+        blocks = np.minimum(-(-positions // BLOCK) * BLOCK, self.capacity)
+        wanted = np.maximum(blocks, self.positions)
+        self._budget.charge(self._piece, int((wanted - self.positions).sum()) * self._bytes)
+        self.positions[:] = wanted
+
+
+def mapped(
+    specs: Sequence[TensorSpec], budget: MemoryBudget, capacity: int, positions: np.ndarray
+) -> tuple[list[np.ndarray], Backing]:
+    """Caches of this capacity with anything in them, charged for so many positions of each row (batch), or a block.
+
+    The first block is touched here, for what :func:`zeros` says. Raises MemoryLimitError.
     """
+    sizes = {"batch": len(positions), "capacity": capacity}
     starts = _starts(specs, sizes)
-    try:
-        memory = np.frombuffer(_mapping(starts[-1]), dtype=np.uint8)
-    except OSError as error:
-        raise _too_little(starts[-1], error) from None
-    arrays = _divided(memory, specs, starts, sizes)
-    for cache in used(specs, arrays, FIRST_CAPACITY):
-        cache[...] = 0
-    return arrays
+    first = np.minimum(np.maximum(positions, BLOCK), capacity)
+    memory, piece = budget.map(max(starts[-1], 1), len(positions), int(first.sum()) * _position_bytes(specs))
+    arrays, is_new = _divided(memory, specs, starts, sizes), piece.counted_bytes == 0
+    backing = Backing(specs, capacity, budget, piece, piece.positions)
+    backing.extend(first)
+    if is_new:
+        for cache in used(specs, arrays, BLOCK):
+            cache[...] = 0
+    return arrays, backing
+
+
+def fill(
+    specs: Sequence[TensorSpec], arrays: Sequence[np.ndarray], content: Sequence[np.ndarray], length: int, behind: bool
+) -> None:
+    """Writes states (batch, ...), zeros if they are empty, whose caches have ``length`` positions.
+
+    ``behind``: whether to write zeros behind these, which a function body multiplies by 0 and a kernel does not read.
+    """
+    for index, (spec, array) in enumerate(zip(specs, arrays)):
+        if "capacity" not in spec.shape:
+            array[...] = content[index] if content else 0
+            continue
+        if content:
+            array[:, :, :length] = content[index]
+        if behind:
+            array[:, :, length if content else 0 :] = 0
 
 
 def can_map(size: int) -> bool:
     """Whether so many bytes of addresses are to be had; a limit of this process or of the system may forbid it."""
     try:
-        _mapping(size).close()
+        reserve_addresses(size).close()
     except OSError as error:
         log.warning("caches grow by copying, for their whole size cannot be mapped: %s", error)
         return False
     return True
-
-
-def _mapping(size: int) -> mmap.mmap:
-    return mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
 
 
 def _starts(specs: Sequence[TensorSpec], sizes: dict[str, int]) -> list[int]:
@@ -97,6 +128,11 @@ def _bytes_of(spec: TensorSpec, sizes: dict[str, int]) -> int:
     return math.prod(spec.sized(**sizes)) * np.dtype(spec.dtype).itemsize
 
 
+def _position_bytes(caches: Sequence[TensorSpec]) -> int:
+    """Of one position of one row."""
+    return sum(_bytes_of(spec, {"batch": 1, "capacity": 1}) for spec in caches)
+
+
 def _divided(
     memory: np.ndarray, specs: Sequence[TensorSpec], starts: Sequence[int], sizes: dict[str, int]
 ) -> list[np.ndarray]:
@@ -104,44 +140,3 @@ def _divided(
         memory[start : start + _bytes_of(spec, sizes)].view(spec.dtype).reshape(spec.sized(**sizes))
         for spec, start in zip(specs, starts)
     ]
-
-
-class Backing:
-    """How many positions of each row's mapped caches memory was found for."""
-
-    def __init__(self, specs: Sequence[TensorSpec], capacity: int, positions: np.ndarray) -> None:
-        """``positions`` (batch) int64 is advanced in place, so that it may be a part of another one's."""
-        self.specs, self.capacity, self.positions = specs, capacity, positions
-        self._bytes = sum(_bytes_of(spec, {"batch": 1, "capacity": 1}) for spec in specs if "capacity" in spec.shape)
-        """Of one position of one row."""
-
-    def rows(self, start: int, stop: int) -> Backing:
-        """Of the rows from ``start`` to ``stop``."""
-        return Backing(self.specs, self.capacity, self.positions[start:stop])
-
-    def extend(self, positions: np.ndarray) -> None:
-        """Looks for memory for so many positions of each row (batch). Raises MemoryLimitError, and changes nothing."""
-        if (positions <= self.positions).all():
-            return
-        blocks = np.minimum(-(-positions // BLOCK) * BLOCK, self.capacity)
-        wanted = np.maximum(blocks, self.positions)
-        check_memory(int((wanted - self.positions).sum()) * self._bytes)
-        self.positions[:] = wanted
-
-
-def check_memory(size: int) -> None:
-    """Raises MemoryLimitError where a machine has not so many bytes to give."""
-    available = read_available_memory()
-    if available is not None and size + KEPT_FREE_BYTES > available:
-        raise _too_little(size, f"{available / 2**20:,.0f} MiB")
-
-
-def _too_little(size: int, found: object) -> MemoryLimitError:
-    return MemoryLimitError(
-        explain(
-            "The context",
-            expected=f"{(size + KEPT_FREE_BYTES) / 2**20:,.0f} MiB of memory to be free",
-            found=found,
-            todo="Close other sessions, ask for a smaller max_context, or export with --cache-dtype int8.",
-        )
-    )

@@ -12,12 +12,13 @@ import numpy as np
 
 from edge_plugins import missing_reason, native_library
 from edge_sdk.backends import FIRST_CAPACITY, Engine, RowStates, Snapshot, States, Wanted, capacity_for, used
-from edge_sdk.backends.host_memory import Backing, can_map, check_memory, mapped_zeros, zeros
+from edge_sdk.backends.host_memory import Backing, buffers, can_map, fill, mapped, zeros
 from edge_sdk.backends.ort_device import DeviceBuffers, HostBuffers, check_providers, providers_for
 from edge_sdk.bundle import ENGINES, GRAPH, WEIGHTS, Bundle
 from edge_sdk.errors import BackendError, explain
+from edge_sdk.memory_budget import MemoryBudget
 from edge_sdk.model import TensorSpec
-from edge_sdk.speculation import without_caches
+from edge_sdk.speculation import only_caches, without_caches
 
 BODY_BLOCK, KERNEL_BLOCK = 128, 512
 """Tokens fed at once: the scan's function body is quadratic in the length of a block."""
@@ -39,43 +40,39 @@ class OrtStates(RowStates):
         content: Sequence[np.ndarray] = (),
         past_length: np.ndarray | int = 0,
     ) -> None:
-        """``content``: the states, their caches as long as ``past_length`` says; zeros where there is none."""
+        """``content``: the states, their caches as long as ``past_length`` says; if empty, zeros."""
         super().__init__(batch, capacity)
         self.past_length[:] = past_length
         self.engine, self.specs = engine, specs
-        self.backing = Backing(specs, capacity, np.zeros(batch, dtype=np.int64))
-        """Of caches that are mapped."""
-        self.call: _Call | None = None
+        self.call: Call | None = None
         """The last step's bindings, for the next step of the same shape."""
         self._make(content)
 
     def _make(self, content: Sequence[np.ndarray]) -> None:
-        self.back(self.past_length)
-        new, place = self._zeros(), self.engine.place
-        for array, part in zip(used(self.specs, new, int(self.past_length.max())), content):
-            array[...] = part
-        self.sets = [place.put(new), *self._further_sets(new)]
+        new, backing = self._buffers()
+        fill(self.specs, new, content, int(self.past_length.max()), behind=backing is None)
+        self.sets, self.backing = [self.engine.place.put(new), *self._further_sets(new)], backing
         self.turn = 0
         """The set that holds the states now."""
         self._views: dict[tuple[int, int], OrtRows] = {}
+        self._values: dict[int, list[Any]] = {}
 
     def _further_sets(self, first: list[np.ndarray]) -> list[list[Any]]:
         """A second one where a function body runs, which may not write what it reads."""
-        return [] if self.engine.native else [self.engine.place.put(self._zeros())]
+        if self.engine.native:
+            return []
+        made = zeros(self.specs, self.engine.budget, batch=len(self.past_length), capacity=self.capacity)
+        return [self.engine.place.put(made)]
 
-    def _zeros(self) -> list[np.ndarray]:
-        batch = len(self.past_length)
+    def _buffers(self) -> tuple[list[np.ndarray], Backing | None]:
+        """A set with anything in it, and what of its caches is charged for, if they are mapped."""
+        budget, batch = self.engine.budget, len(self.past_length)
         if not self.engine.maps_caches:
-            return zeros(self.specs, batch=batch, capacity=self.capacity)
-        caches = [spec for spec in self.specs if "capacity" in spec.shape]
-        scans = iter(zeros(without_caches(self.specs), batch=batch))
-        mapped = iter(mapped_zeros(caches, batch=batch, capacity=self.capacity))
-        return [next(mapped if spec in caches else scans) for spec in self.specs]
-
-    def back(self, positions: np.ndarray) -> None:
-        """Looks for memory for so many positions of each row (batch). Raises MemoryLimitError, and changes nothing."""
-        if self.engine.maps_caches:
-            self.backing.extend(positions)
+            return buffers(self.specs, budget, batch=batch, capacity=self.capacity), None
+        scans = iter(buffers(without_caches(self.specs), budget, batch=batch))
+        arrays, backing = mapped(only_caches(self.specs), budget, self.capacity, self.past_length)
+        caches = iter(arrays)
+        return [next(caches if "capacity" in spec.shape else scans) for spec in self.specs], backing
 
     def content(self) -> list[np.ndarray]:
         """The states, the caches' used positions only; the engine's own memory where that is the host's."""
@@ -84,10 +81,42 @@ class OrtStates(RowStates):
     def reserve(self, positions: int) -> None:
         """See :meth:`edge_sdk.backends.RowStates.reserve`; everything moves into larger buffers."""
         if positions > self.capacity:
-            content = self.content()
-            self.capacity = capacity_for(positions, self.capacity, self.engine.max_length)
+            content, before = self.content(), self.capacity
+            self.capacity = capacity_for(positions, before, self.engine.max_length)
+            try:
+                self._make(content)
+            except BaseException:
+                self.capacity = before
+                raise
             self.call = None
-            self._make(content)
+
+    def make_room(self, positions: np.ndarray) -> None:
+        """Makes room for so many positions of each row (batch), or changes nothing. Raises as :meth:`reserve`."""
+        self.reserve(int(positions.max()))
+        if self.backing is not None:
+            self.backing.extend(positions)
+
+    @property
+    def room(self) -> int:
+        """Positions that every row can have without more memory."""
+        return self.capacity if self.backing is None else int(self.backing.positions.min())
+
+    def call_for(self, length: int, kept: int) -> Call:
+        """The bindings of a step over so many tokens, with the logits of the last ``kept`` ones."""
+        if self.call is None or self.call.shape != (length, kept):
+            self.call = Call(self.engine, len(self.past_length), length, kept)
+        return self.call
+
+    def values(self, turn: int) -> list[Any]:
+        """A set of buffers as OrtValues, made once for all calls."""
+        if turn not in self._values:
+            self._values[turn] = [self.engine.place.share(buffer) for buffer in self.sets[turn]]
+        return self._values[turn]
+
+    @property
+    def written(self) -> int:
+        """The set that a step writes."""
+        return (self.turn + 1) % len(self.sets)
 
     def rows(self, start: int, stop: int) -> OrtRows:
         """See :meth:`edge_sdk.backends.RowStates.rows`."""
@@ -99,17 +128,20 @@ class OrtStates(RowStates):
         """See :meth:`edge_sdk.backends.RowStates.take`."""
         assert isinstance(source, OrtStates)
         (length,) = source.past_length
-        self.reserve(int(length))
-        self.back(source.past_length)
+        self.make_room(source.past_length)
+        self.fill(source.content(), int(length))
+
+    def fill(self, content: Sequence[np.ndarray], length: int) -> None:
+        """Takes a single row's states of so many positions, for which there is room."""
         arrays = self.engine.place.arrays(self.sets[self.turn])
-        for mine, theirs in zip(used(self.specs, arrays, int(length)), source.content()):
+        for mine, theirs in zip(used(self.specs, arrays, length), content):
             mine[...] = theirs
         self.past_length[:] = length
 
     def advance(self, length: int) -> None:
         """Notes that ``length`` positions were added to every row."""
         self.past_length += length
-        self.turn = (self.turn + 1) % len(self.sets)
+        self.turn = self.written
 
     def copy(self) -> OrtStates:
         """Another memory with the same content."""
@@ -118,8 +150,14 @@ class OrtStates(RowStates):
 
     def snapshot(self) -> Snapshot:
         """See :meth:`edge_sdk.backends.States.snapshot`."""
+        seen = self.view()
+        self.engine.budget.check(seen.nbytes)
+        return Snapshot(seen.length, tuple(np.array(array) for array in seen.arrays))
+
+    def view(self) -> Snapshot:
+        """See :meth:`edge_sdk.backends.States.view`."""
         (length,) = self.past_length
-        return Snapshot(int(length), tuple(np.array(array) for array in self.content()))
+        return Snapshot(int(length), tuple(self.content()))
 
 
 class OrtRows(OrtStates):
@@ -128,63 +166,66 @@ class OrtRows(OrtStates):
     def __init__(self, whole: OrtStates, start: int, stop: int) -> None:
         self.engine, self.specs, self.capacity, self.call = whole.engine, whole.specs, whole.capacity, None
         self.past_length = whole.past_length[start:stop]
-        self.backing = whole.backing.rows(start, stop)
+        self.backing = None if whole.backing is None else whole.backing.rows(start, stop)
         (buffers,) = whole.sets
-        self.sets, self.turn = [[buffer[start:stop] for buffer in buffers]], 0
+        self.sets, self.turn, self._values = [[buffer[start:stop] for buffer in buffers]], 0, {}
 
     def reserve(self, positions: int) -> None:
         """Only the whole can have more room; it must have made it."""
         assert positions <= self.capacity
 
 
-class _Call:
+class Call:
     """Bindings of one session to one States for inputs of one shape: nothing is allocated when it is repeated.
 
     The States own their call and not the other way round, so that both are freed as soon as a session ends.
     """
 
-    def __init__(self, engine: OrtEngine, batch: int, length: int, kept: int) -> None:
+    def __init__(
+        self, engine: OrtEngine, batch: int, length: int, kept: int, extras: Sequence[TensorSpec] = ()
+    ) -> None:
+        """``extras``: outputs to ask for behind the states."""
         self.engine, self.shape = engine, (length, kept)
         self.input_ids = np.empty((batch, length), dtype=np.int64)
         self.logits = np.empty((batch, kept, engine.config.vocab_size), dtype=np.float32)
         self._positions = np.arange(length - kept, length)
         sizes = {"batch": batch, "length": length, "kept": kept}
-        self.extras = {spec.name: np.empty(spec.sized(**sizes), np.float32) for spec in engine.extra_outputs}
+        self.extras = {spec.name: np.empty(spec.sized(**sizes), np.float32) for spec in extras}
         """What the graph returns behind the states, by name; see ModelConfig.speculation_specs."""
-        self._bindings: dict[int, Any] = {}
+        self.fresh = True
+        """Whether the last run had to make its bindings."""
+        self._bindings: dict[tuple[int, int], Any] = {}
         self._alive: list[Any] = []
         """The OrtValues, which keep the arrays' memory from being freed."""
 
-    def run(self, input_ids: np.ndarray, states: OrtStates) -> None:
-        """One step of the session, from the states' current set of buffers into the next."""
+    def run(self, input_ids: np.ndarray, states: OrtStates, written: int) -> None:
+        """One step of the session, from the states' current set of buffers into another or the same."""
         self.input_ids[...] = input_ids
-        if states.turn not in self._bindings:
-            self._bindings[states.turn] = self._bind(states)
-        self.engine.session.run_with_iobinding(self._bindings[states.turn])
+        sets = (states.turn, written)
+        self.fresh = sets not in self._bindings
+        if self.fresh:
+            self._bindings[sets] = self._bind(states, written)
+        self.engine.session.run_with_iobinding(self._bindings[sets])
 
-    def _bind(self, states: OrtStates) -> Any:
-        config, sets, host, place = self.engine.config, states.sets, self.engine.host, self.engine.place
-        read, written = sets[states.turn], sets[(states.turn + 1) % len(sets)]
+    def _bind(self, states: OrtStates, written: int) -> Any:
+        host = self.engine.host
         fed = [host.share(array) for array in (self.input_ids, states.past_length, self._positions)]
-        fed += [place.share(buffer) for buffer in read]
-        made = [host.share(self.logits), *(place.share(buffer) for buffer in written)]
+        fed += states.values(states.turn)
+        made = [host.share(self.logits), *states.values(written)]
         made += [host.share(array) for array in self.extras.values()]
         self._alive += fed + made
         binding = self.engine.session.io_binding()
-        for spec, value in zip(config.inputs(), fed):
-            binding.bind_ortvalue_input(spec.name, value)
-        for spec, value in zip(config.outputs(), made):
-            binding.bind_ortvalue_output(spec.name, value)
+        for name, value in zip(self.engine.input_names, fed):
+            binding.bind_ortvalue_input(name, value)
+        for name, value in zip([*self.engine.output_names, *self.extras], made):
+            binding.bind_ortvalue_output(name, value)
         return binding
 
 
 class OrtEngine(Engine):
     """An ONNX Runtime session over the bundle's graph, which reads and writes the states where they lie."""
 
-    states_type = OrtStates
-
-    extra_outputs: tuple[TensorSpec, ...] = ()
-    """Outputs to ask for behind the states."""
+    states_type: type[OrtStates] = OrtStates
 
     def __init__(
         self,
@@ -214,6 +255,10 @@ class OrtEngine(Engine):
             ) from None
         self.bundle, self.config = bundle, bundle.manifest.model
         self.max_length = self.config.max_length
+        self.budget = MemoryBudget()
+        self.past_specs, present = self.config.past_specs(), self.config.present_specs()
+        self.input_names = [spec.name for spec in self.config.inputs()]
+        self.output_names = ["logits", *(spec.name for spec in present)]
         self.host = HostBuffers(onnxruntime.OrtValue)
         self.place = self.host if device == "cpu" else DeviceBuffers(onnxruntime.OrtValue, "cuda")
         cache = engines_folder(bundle) if device == "tensorrt" else None
@@ -248,41 +293,39 @@ class OrtEngine(Engine):
                 explain(path, expected="a graph that loads", found=error, todo="Export it again.")
             ) from error
 
+    def limit_states(self, max_bytes: int) -> None:
+        """See :meth:`edge_sdk.backends.Engine.limit_states`."""
+        if self.place is not self.host:
+            super().limit_states(max_bytes)
+        self.budget.limit_bytes = max_bytes
+
     def end_profile(self) -> None:
         """See :meth:`edge_sdk.backends.Engine.end_profile`."""
         self.session.end_profiling()
 
     def empty_states(self, batch: int) -> OrtStates:
         """Zeros. Kernels write the new states over the old ones; a function body may not write what it reads."""
-        return self.states_type(self, self.config.past_specs(), batch, self.first_capacity)
+        return self.states_type(self, self.past_specs, batch, self.first_capacity)
 
     def check_room(self, positions: int) -> None:
         """See :meth:`edge_sdk.backends.Engine.check_room`."""
         if self.place is self.host:
-            check_memory((1 if self.native else 2) * self.config.state_bytes(1, positions))
+            self.budget.check((1 if self.native else 2) * self.config.state_bytes(1, positions))
 
     def load_states(self, snapshot: Snapshot) -> OrtStates:
         """See :meth:`edge_sdk.backends.Engine.load_states`."""
         capacity = capacity_for(snapshot.length, self.first_capacity, self.max_length)
-        return self.states_type(self, self.config.past_specs(), 1, capacity, snapshot.arrays, snapshot.length)
+        return self.states_type(self, self.past_specs, 1, capacity, snapshot.arrays, snapshot.length)
 
     def step(self, input_ids: np.ndarray, states: States, logits: Wanted = "last") -> np.ndarray:
         """Feeds tokens (batch, length) int64; see :meth:`edge_sdk.backends.Engine.step`."""
         assert isinstance(states, OrtStates)
         length = input_ids.shape[1]
-        call = self._run(input_ids, states, {"last": 1, "all": length, "none": 0}[logits])
+        states.make_room(states.past_length + length)
+        call = states.call_for(length, {"last": 1, "all": length, "none": 0}[logits])
+        call.run(input_ids, states, states.written)
         states.advance(length)
         return call.logits
-
-    def _run(self, input_ids: np.ndarray, states: OrtStates, kept: int) -> _Call:
-        """One run of the graph that leaves it to the caller to advance the states."""
-        length = input_ids.shape[1]
-        states.reserve(int(states.past_length.max()) + length)
-        states.back(states.past_length + length)
-        if states.call is None or states.call.shape != (length, kept):
-            states.call = _Call(self, len(states.past_length), length, kept)
-        states.call.run(input_ids, states)
-        return states.call
 
 
 def _add_kernels(options: Any, bundle: Bundle, exact: bool, kernels: str) -> bool:

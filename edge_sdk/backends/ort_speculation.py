@@ -1,22 +1,44 @@
 """Speculative decoding's graphs on ONNX Runtime, on the CPU: tokens drafted, verified at once, and taken back.
 
-docs/speculation.md tells how the calls follow each other; the loop itself belongs to who generates.
+docs/speculation.md tells how the calls follow each other; the loop is edge_sdk/speculator.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from edge_sdk.backends import States, Wanted
+from edge_sdk.backends import FIRST_CAPACITY, RowStates, Snapshot, States, Wanted
 from edge_sdk.backends.host_memory import zeros
-from edge_sdk.backends.ort import OrtEngine, OrtStates
+from edge_sdk.backends.ort import Call, OrtEngine, OrtStates
+from edge_sdk.backends.ort_head import DraftHead, HeadContext
 from edge_sdk.bundle import Bundle
 from edge_sdk.errors import BackendError, explain
-from edge_sdk.model import Mamba2Spec
-from edge_sdk.speculation import DRAFT, ROLLBACK, without_caches
+from edge_sdk.model import TensorSpec
+from edge_sdk.pace import HEAD, ROLLBACK_RUN, StepTimes
+from edge_sdk.speculation import DRAFT, ROLLBACK, rollback_spec, verifiable, without_caches
+
+RELEASED_KEPT = 4
+"""States of ended sessions whose memory and bindings the next ones take over."""
+
+LONGEST_KEPT = 32
+"""Tokens of the longest call whose bindings are kept."""
+
+
+class Trial(Call):
+    """A call whose states may be taken back to any of its positions."""
+
+    def __init__(
+        self, engine: OrtEngine, batch: int, length: int, kept: int, extras: Sequence[TensorSpec] = ()
+    ) -> None:
+        """As Call."""
+        super().__init__(engine, batch, length, kept, extras)
+        self.rollbacks: dict[tuple[int, int, int], tuple[Any, list[Any]]] = {}
+        """Bindings that take back, by turn, row and count; and what they must keep alive."""
 
 
 class SpeculativeStates(OrtStates):
@@ -26,18 +48,66 @@ class SpeculativeStates(OrtStates):
     there that does not count. ``verified``: how many positions of each row wait to be accepted.
     """
 
+    engine: SpeculativeEngine
     verified = 0
+
+    def __init__(
+        self,
+        engine: SpeculativeEngine,
+        specs: Sequence[TensorSpec],
+        batch: int,
+        capacity: int,
+        content: Sequence[np.ndarray] = (),
+        past_length: np.ndarray | int = 0,
+    ) -> None:
+        """As OrtStates."""
+        super().__init__(engine, specs, batch, capacity, content, past_length)
+        head = engine.head if engine.follows and batch == 1 else None
+        self.context = None if head is None else HeadContext(head)
+        """What the head knows of these positions, if the engine is to draft with it."""
+
+    def refill(self, content: Sequence[np.ndarray], length: int) -> None:
+        """Makes these another session's states; the bindings are still good."""
+        self.fill(content, length)
+        self.verified = 0
+        self.context = None if self.context is None else self.context.empty()
+
+    def _make(self, content: Sequence[np.ndarray]) -> None:
+        super()._make(content)
+        self.calls: dict[tuple[int, int, bool], Trial] = {}
+        """The bindings of short steps, and whether they are trials."""
 
     def _further_sets(self, first: list[np.ndarray]) -> list[list[Any]]:
         if not self.engine.native:
             return super()._further_sets(first)
-        scans = iter(zeros(without_caches(self.specs), batch=len(self.past_length)))
+        scans = iter(zeros(without_caches(self.specs), self.engine.budget, batch=len(self.past_length)))
         return [[kept if "capacity" in spec.shape else next(scans) for spec, kept in zip(self.specs, first)]]
+
+    @property
+    def written(self) -> int:
+        """The set that a plain step writes; kernels do that in place."""
+        return self.turn if self.engine.native else 1 - self.turn
+
+    def call_for(self, length: int, kept: int, trial: bool = False) -> Trial:
+        """As OrtStates; ``trial``: with what taking back needs."""
+        call = self.calls.get((length, kept, trial))
+        if call is None:
+            call = Trial(self.engine, len(self.past_length), length, kept, self.engine.extras(trial))
+            if length <= LONGEST_KEPT:
+                self.calls[length, kept, trial] = call
+        self.call = call
+        return call
 
     def advance(self, length: int) -> None:
         """As OrtStates; what was verified and not accepted is forgotten."""
         super().advance(length)
         self.verified = 0
+
+    def take(self, source: RowStates) -> None:
+        """As OrtStates; what the source was fed, the head has not seen."""
+        super().take(source)
+        if self.context is not None:
+            self.context.interrupt()
 
 
 class SpeculativeEngine(OrtEngine):
@@ -46,10 +116,21 @@ class SpeculativeEngine(OrtEngine):
     states_type = SpeculativeStates
 
     def __init__(
-        self, bundle: Bundle, *, threads: int | None = None, exact: bool = False, kernels: str = "auto"
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        exact: bool = False,
+        kernels: str = "auto",
+        head: bool = True,
+        follows: bool = False,
     ) -> None:
-        """As OrtEngine. Raises BackendError where the bundle was exported without speculation."""
-        if not bundle.manifest.model.speculation:
+        """As OrtEngine. Raises BackendError where the bundle was exported without speculation.
+
+        ``head``: whether to open the model's drafting head, if it has one; ``follows``: whether states of one row keep
+        what it needs to draft at any time (:attr:`SpeculativeStates.context`).
+        """
+        if not verifiable(bundle.manifest.model):
             raise BackendError(
                 explain(
                     str(bundle.path),
@@ -59,12 +140,63 @@ class SpeculativeEngine(OrtEngine):
                 )
             )
         super().__init__(bundle, threads=threads, exact=exact, kernels=kernels)
-        self.has_rows = False  # the second set of buffers is in the way
-        self.extra_outputs = self.config.speculation_specs()
         graphs = bundle.manifest.graphs
         self._rollback = self.open(ROLLBACK) if ROLLBACK in graphs else None
-        self.head = DraftHead(self) if DRAFT in graphs else None
+        self._rolled = rollback_spec(self.config)
+        self._projected = self.config.projected_specs("kept")
+        self.head = DraftHead(self) if head and DRAFT in graphs else None
         """The model's own head for drafting, if it has one."""
+        hidden = [spec for spec in self.config.speculation_specs() if spec.name == "hidden_states"]
+        self._hidden = hidden if self.head else []
+        self._released: deque[SpeculativeStates] = deque(maxlen=RELEASED_KEPT)  # threads append and pop
+        self._zeros = [np.zeros(spec.sized(batch=1, capacity=0), spec.dtype) for spec in self.past_specs]
+        self.follows, self.has_head = follows, self.head is not None
+        self.times: StepTimes = StepTimes()
+
+    def extras(self, trial: bool) -> list[TensorSpec]:
+        """Specs of what a step of SpeculativeStates returns besides: for the head, and where it is a trial."""
+        return [*(self._projected if trial else ()), *self._hidden]
+
+    def empty_rows(self, batch: int) -> OrtStates:
+        """See :meth:`edge_sdk.backends.Engine.empty_rows`; these states cannot be put back."""
+        return OrtStates(self, self.past_specs, batch, self.first_capacity)
+
+    def release(self, states: States) -> None:
+        """See :meth:`edge_sdk.backends.Engine.release`; grown caches are given back to the machine."""
+        first = min(FIRST_CAPACITY, self.max_length)
+        if isinstance(states, SpeculativeStates) and states.room == first and len(states.past_length) == 1:
+            self._released.append(states)
+
+    def empty_states(self, batch: int) -> OrtStates:
+        """As OrtEngine."""
+        again = self._again(self._zeros, 0) if batch == 1 else None
+        return again or super().empty_states(batch)
+
+    def load_states(self, snapshot: Snapshot) -> OrtStates:
+        """See :meth:`edge_sdk.backends.Engine.load_states`."""
+        fits = snapshot.length <= min(FIRST_CAPACITY, self.max_length)
+        again = self._again(snapshot.arrays, snapshot.length) if fits else None
+        return again or super().load_states(snapshot)
+
+    def _again(self, content: Sequence[np.ndarray], length: int) -> SpeculativeStates | None:
+        """Released states with another content, if there are any."""
+        try:
+            states = self._released.pop()
+        except IndexError:
+            return None
+        states.refill(content, length)
+        return states
+
+    def step(self, input_ids: np.ndarray, states: States, logits: Wanted = "last") -> np.ndarray:
+        """As OrtEngine."""
+        assert isinstance(states, OrtStates)
+        started = time.thread_time()
+        found = super().step(input_ids, states, logits)
+        if isinstance(states, SpeculativeStates) and states.context is not None:
+            states.context.note(input_ids, self.hidden_states(states))
+        if input_ids.shape == (1, 1) and states.call is not None and not states.call.fresh:
+            self.times.note(1, time.thread_time() - started)
+        return found
 
     def hidden_states(self, states: States) -> np.ndarray:
         """Of all positions (batch, length, hidden) of the last call, for the head; the next call overwrites them."""
@@ -73,89 +205,72 @@ class SpeculativeEngine(OrtEngine):
         return states.call.extras["hidden_states"]
 
     def verify(self, input_ids: np.ndarray, states: States) -> np.ndarray:
-        """Feeds tokens (batch, length) int64 on trial and returns the logits (batch, length, vocab) of all of them.
-
-        The states advance when :meth:`accept` is told how many to keep; otherwise it is as if none had been fed.
-        """
+        """See :meth:`edge_sdk.backends.Engine.verify`."""
         assert isinstance(states, SpeculativeStates)
-        call = self._run(input_ids, states, input_ids.shape[1])
-        states.verified = input_ids.shape[1]
+        started, length = time.thread_time(), input_ids.shape[1]
+        states.make_room(states.past_length + length)
+        call = states.call_for(length, length, trial=True)
+        call.run(input_ids, states, 1 - states.turn)
+        states.verified = length
+        if not call.fresh:
+            self.times.note(length, time.thread_time() - started)
         return call.logits
 
     def accept(self, states: States, counts: np.ndarray) -> None:
-        """Advances each row over the first ``counts`` (batch) of the tokens that were verified, at least one each."""
+        """See :meth:`edge_sdk.backends.Engine.accept`."""
         assert isinstance(states, SpeculativeStates)
         if not ((counts >= 1) & (counts <= states.verified)).all():
             raise ValueError(explain("counts", expected=f"1 to {states.verified}", found=counts, todo="Verify first."))
         for row in np.flatnonzero(counts < states.verified):
             self._scan_again(states, int(row), int(counts[row]))
-        states.advance(0)
+        if states.context is not None and states.call is not None:
+            count = int(counts[0])
+            states.context.note(states.call.input_ids[:, :count], self.hidden_states(states)[:, :count])
+        states.turn, states.verified = 1 - states.turn, 0
         states.past_length += counts
+
+    def draft(self, token: int, states: States, count: int) -> list[int]:
+        """See :meth:`edge_sdk.backends.Engine.draft`."""
+        assert isinstance(states, SpeculativeStates)
+        if states.context is None:
+            return []
+        started = time.thread_time()
+        drafted = states.context.draft(token, count)
+        if drafted:
+            self.times.note(HEAD, (time.thread_time() - started) / len(drafted))
+        return drafted
 
     def _scan_again(self, states: SpeculativeStates, row: int, count: int) -> None:
         """Writes a row's states after ``count`` verified positions over those after all of them."""
         if self._rollback is None:
             return
-        assert states.call is not None
-        one = slice(row, row + 1)
-        inputs = {
-            f"mixer.{layer}.projected": states.call.extras[f"mixer.{layer}.projected"][one, :count]
-            for layer, spec in enumerate(self.config.layers)
-            if isinstance(spec, Mamba2Spec)
-        }
-        outputs = {}
-        for past, present, before, after in zip(
-            self.config.past_specs(),
-            self.config.present_specs(),
-            states.sets[states.turn],
-            states.sets[1 - states.turn],
-        ):
-            if "capacity" not in past.shape:
-                inputs[past.name], outputs[present.name] = before[one], after[one]
-        _run_bound(self._rollback, self.host, inputs, outputs)
+        call, key = states.call, (states.turn, row, count)
+        assert isinstance(call, Trial)
+        if key not in call.rollbacks:
+            call.rollbacks[key] = self._bind_rollback(call, states, row, count)
+        started = time.thread_time()
+        self._rollback.run_with_iobinding(call.rollbacks[key][0])
+        self.times.note(ROLLBACK_RUN, time.thread_time() - started)
 
+    def _bind_rollback(self, call: Trial, states: SpeculativeStates, row: int, count: int) -> tuple[Any, list[Any]]:
+        """A binding over a trial's buffers, and what it must keep alive."""
+        assert self._rollback is not None
+        rows, share = slice(row, row + 1), self.host.share
+        if len(states.past_length) == 1:
+            before, after = states.values(states.turn), states.values(1 - states.turn)
+        else:
+            before, after = (
+                [share(part[rows]) for part in states.sets[turn]] for turn in (states.turn, 1 - states.turn)
+            )
+        projected = [share(call.extras[spec.name][rows, :count]) for spec in self._projected]
+        fed, made = [*projected, *self._scans(before)], self._scans(after)
+        binding = self._rollback.io_binding()
+        for spec, value in zip(self._rolled.inputs, fed):
+            binding.bind_ortvalue_input(spec.name, value)
+        for spec, value in zip(self._rolled.outputs, made):
+            binding.bind_ortvalue_output(spec.name, value)
+        return binding, [*fed, *made]
 
-class DraftHead:
-    """The model's head that drafts tokens (MtpSpec): from hidden states and the tokens after them to the next ones."""
-
-    def __init__(self, engine: SpeculativeEngine) -> None:
-        self.engine, self.spec = engine, engine.bundle.manifest.graphs[DRAFT]
-        self.session = engine.open(DRAFT)
-        self.past_specs = [spec for spec in self.spec.inputs if spec.name.startswith("past_key_values.")]
-
-    def empty_states(self, batch: int) -> OrtStates:
-        """The head's own caches, zeros. Their past_length may be set back: positions behind it do not count."""
-        return OrtStates(self.engine, self.past_specs, batch, self.engine.first_capacity)
-
-    def step(
-        self, hidden_states: np.ndarray, input_ids: np.ndarray, states: OrtStates, logits: Wanted = "last"
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Feeds positions with hidden_states (batch, length, hidden) and the tokens after them (batch, length) int64.
-
-        Returns the logits (batch, kept, vocab) of the tokens after those, and the hidden states (batch, kept, hidden)
-        that go with these to draft on.
-        """
-        batch, length = input_ids.shape
-        states.reserve(int(states.past_length.max()) + length)
-        states.back(states.past_length + length)
-        kept = {"last": 1, "all": length, "none": 0}[logits]
-        fed = (hidden_states, input_ids, states.past_length, np.arange(length - kept, length))
-        found = [np.empty(spec.sized(batch=batch, kept=kept), np.float32) for spec in self.spec.outputs[:2]]
-        read, written = states.sets[states.turn], states.sets[(states.turn + 1) % len(states.sets)]
-        names = [[spec.name for spec in specs] for specs in (self.spec.inputs, self.spec.outputs)]
-        _run_bound(
-            self.session, self.engine.host, dict(zip(names[0], [*fed, *read])), dict(zip(names[1], [*found, *written]))
-        )
-        states.advance(length)
-        return found[0], found[1]
-
-
-def _run_bound(session: Any, host: Any, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
-    """Runs a session from arrays into arrays, which must be contiguous."""
-    binding = session.io_binding()
-    shared = {name: host.share(np.ascontiguousarray(array)) for name, array in inputs.items()}
-    for name, value in shared.items():
-        binding.bind_ortvalue_input(name, value)
-    for name, array in outputs.items():
-        binding.bind_ortvalue_output(name, host.share(array))
-    session.run_with_iobinding(binding)
+    def _scans(self, states: Sequence[Any]) -> list[Any]:
+        """Of all states those that scans have."""
+        return [state for spec, state in zip(self.past_specs, states) if "capacity" not in spec.shape]

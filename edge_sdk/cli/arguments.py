@@ -12,6 +12,7 @@ from edge_sdk.errors import ConfigError, explain
 from edge_sdk.grammar import Grammar
 from edge_sdk.language import LanguageModel
 from edge_sdk.options import Options
+from edge_sdk.speculation import CHOICES
 
 Commands = Any
 """What argparse's ``add_subparsers`` returns, whose class is private."""
@@ -22,11 +23,24 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="the bundle's folder")
     parser.add_argument("--threads", type=int, metavar="N", help="engine threads (default: all cores)")
     parser.add_argument("--device", default="auto", choices=DEVICES, help="what to run on (default auto)")
+    parser.add_argument(
+        "--speculation",
+        default="auto",
+        choices=CHOICES,
+        help="what drafts tokens that the model verifies together: whatever pays, nothing, what was said before, or "
+        "its own head (default auto)",
+    )
 
 
 def load(arguments: argparse.Namespace, **more: Any) -> LanguageModel:
     """The model that :func:`add_engine`'s arguments name."""
-    return edge_sdk.load(arguments.bundle, device=arguments.device, threads=arguments.threads, **more)
+    return edge_sdk.load(
+        arguments.bundle,
+        device=arguments.device,
+        threads=arguments.threads,
+        speculation=arguments.speculation,
+        **more,
+    )
 
 
 def add_answer(parser: argparse.ArgumentParser) -> None:

@@ -133,8 +133,12 @@ class Chat:
         return (
             f"{context}; last prompt {last.prompt_tokens} tokens ({last.cached_tokens} known), "
             f"first token after {last.time_to_first_token_ms:.1f} ms, "
-            f"{len(last.token_ids)} tokens at {last.tokens_per_second:.1f}/s ({last.finish_reason})"
+            f"{len(last.token_ids)} tokens at {last.tokens_per_second:.1f}/s ({last.finish_reason}){self._drafts()}"
         )
+
+    def _drafts(self) -> str:
+        counts = self._session.speculation
+        return f"; {counts.accepted} of {counts.drafted} drafted tokens were right" if counts.drafted else ""
 
 
 def _named(path: str) -> str:

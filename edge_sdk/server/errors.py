@@ -27,6 +27,7 @@ class RequestError(EdgeError):
         return {
             401: {"www-authenticate": "Bearer"},
             429: {"retry-after": str(RETRY_AFTER_S)},
+            503: {"retry-after": str(RETRY_AFTER_S)},
         }.get(self.status, {})
 
 
@@ -36,8 +37,8 @@ def as_request_error(error: EdgeError) -> RequestError:
         return error
     if isinstance(error, BusyError):
         return RequestError(429, str(error), code="busy")
-    if isinstance(error, (PromptError, ConfigError)):
-        return RequestError(400, str(error))
     if isinstance(error, MemoryLimitError):
         return RequestError(503, str(error), code="out_of_memory")
+    if isinstance(error, (PromptError, ConfigError)):
+        return RequestError(400, str(error))
     return RequestError(500, str(error), code="engine_failed")

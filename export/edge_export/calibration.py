@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -99,13 +100,28 @@ class Quality:
     kl: float
 
 
+def _in_steps(model: HybridLM, ids: Tensor, step: int) -> Tensor:
+    """Logits (batch, length, vocab) of token ids (batch, length), from state to state."""
+    batch, length = ids.shape
+    logits, states = [], model.empty_states(batch, length)
+    for start in range(0, length, step):
+        part = ids[:, start : start + step]
+        found, states = model.step(part, torch.full((batch,), start), torch.arange(part.shape[1]), states)
+        logits.append(found)
+    return torch.cat(logits, dim=1)
+
+
 @torch.no_grad()
-def compare(changed: HybridLM, model: HybridLM, batches: Sequence[Sequences]) -> Quality:
-    """Scores ``changed`` on the positions that count, next to ``model``."""
+def compare(changed: HybridLM, model: HybridLM, batches: Sequence[Sequences], step: int | None = None) -> Quality:
+    """Scores ``changed`` on the positions that count, next to ``model``.
+
+    With ``step`` it is fed so many tokens at once, and stores its states between them as its config says.
+    """
+    run = changed if step is None else partial(_in_steps, changed, step=step)
     loss = kl = agreeing = count = 0.0
     for batch in batches:
         at = batch.scored()
-        expected, found = (F.log_softmax(each(batch.ids)[:, :-1][at].float(), -1) for each in (model, changed))
+        expected, found = (F.log_softmax(each(batch.ids)[:, :-1][at].float(), -1) for each in (model, run))
         loss += float(F.nll_loss(found, batch.ids[:, 1:][at], reduction="sum"))
         kl += float(F.kl_div(found, expected, reduction="sum", log_target=True))
         agreeing += float((found.argmax(-1) == expected.argmax(-1)).sum())

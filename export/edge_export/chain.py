@@ -116,33 +116,56 @@ def _step(name: str, text: str, variables: Mapping[str, str], group: typer.core.
     return Step(name, tuple(arguments), tuple(reads), makes and Path(makes), "dry_run" in given)
 
 
-def run_chain(stages: list[list[Step]], *, dry_run: bool = False) -> None:
+def run_chain(stages: list[list[Step]]) -> None:
     """Runs what is not done yet. Raises StepError where a command fails, after those beside it have ended."""
     for stage in stages:
-        started = [(step, _start(step, dry_run)) for step in stage]
+        started = [(step, subprocess.Popen(_command(step))) for step in stage if not _show(step)]
         failed = []
         for step, process in started:
-            if process is not None and process.wait() != 0:
+            if process.wait() != 0:
                 failed.append(step.name)
-            elif process is not None and not dry_run:
-                with new_file(_stamp(step)) as path:
-                    path.write_text(step.key())
+                continue
+            STAMPS.mkdir(parents=True, exist_ok=True)
+            with new_file(_stamp(step)) as path:
+                path.write_text(step.key())
         if failed:
-            raise StepError(
-                explain(", ".join(failed), expected="success", found="an error, see above", todo="Mend it; run again.")
-            )
+            raise _failure(*failed)
 
 
-def _start(step: Step, dry_run: bool) -> subprocess.Popen[bytes] | None:
-    """Starts a step, unless it is done; in a dry run only what says itself what it would do."""
+def describe_chain(stages: list[list[Step]]) -> None:
+    """Says what would be run, and what it would take by each command's own dry run. Writes nothing.
+
+    Raises StepError where a dry run fails that had all it reads.
+    """
+    for step in [step for stage in stages for step in stage]:
+        if _show(step) or not step.plans:
+            continue
+        result = subprocess.run([*_command(step), "--dry-run"], stderr=subprocess.PIPE, text=True, check=False)
+        missing = [str(path) for path in step.reads if not path.exists()]
+        if result.returncode != 0 and missing:
+            console.print(f"  no estimate yet, without {', '.join(missing)}", highlight=False, soft_wrap=True)
+            continue
+        console.print(result.stderr, end="", markup=False, highlight=False, soft_wrap=True)
+        if result.returncode != 0:
+            raise _failure(step.name)
+
+
+def _failure(*names: str) -> StepError:
+    return StepError(
+        explain(", ".join(names), expected="success", found="an error, see above", todo="Mend it; run again.")
+    )
+
+
+def _show(step: Step) -> bool:
+    """Shows the command of a step; whether it is done."""
     done = _is_done(step)
     note = " (done)" if done else ""
     console.print(f"  $ edge-export {shlex.join(step.arguments)}{note}", style="dim", highlight=False, soft_wrap=True)
-    ready = all(path.exists() for path in step.reads)
-    if done or (dry_run and not (step.plans and ready)):
-        return None
-    flags = ["--dry-run"] if dry_run else []
-    return subprocess.Popen([sys.executable, "-m", "edge_export.cli", *step.arguments, *flags])
+    return done
+
+
+def _command(step: Step) -> list[str]:
+    return [sys.executable, "-m", "edge_export.cli", *step.arguments]
 
 
 def _is_done(step: Step) -> bool:
@@ -152,7 +175,6 @@ def _is_done(step: Step) -> bool:
 
 
 def _stamp(step: Step) -> Path:
-    STAMPS.mkdir(parents=True, exist_ok=True)
     return STAMPS / hashlib.sha256(shlex.join(step.arguments).encode()).hexdigest()[:16]
 
 

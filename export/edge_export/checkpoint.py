@@ -73,6 +73,7 @@ class TensorFiles(Mapping[str, tuple[int, ...]]):
                 raise CheckpointError(
                     explain(str(path), expected="a safetensors file", found=error, todo="Copy it again.")
                 ) from None
+        self._stored = stored
         self._recipes = recipes(stored, quantization or {})
 
     def __getitem__(self, name: str) -> tuple[int, ...]:
@@ -84,9 +85,21 @@ class TensorFiles(Mapping[str, tuple[int, ...]]):
     def __len__(self) -> int:
         return len(self._recipes)
 
+    def kind(self, name: str) -> str:
+        """How a tensor is stored: "plain", "fp8" or "nvfp4"."""
+        return self._recipes[name].kind
+
     def quantized(self, name: str) -> bool:
         """Whether a tensor is stored as FP8 or NVFP4."""
-        return self._recipes[name].kind != "plain"
+        return self.kind(name) != "plain"
+
+    def stored_bytes(self, name: str) -> int:
+        """Of a tensor in the files, its scales included."""
+        return sum(self._stored[source].nbytes for source in self._recipes[name].sources)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Of a tensor as it is read."""
+        return torch.float32 if self.quantized(name) else self._stored[name].torch_dtype
 
     def read(self, names: Sequence[str]) -> list[Tensor]:
         """Tensors as they are stored, or dequantised. Files are mapped only until the tensors are freed."""
@@ -123,7 +136,8 @@ class Checkpoint:
             raise CheckpointError(
                 explain(str(folder), expected="the tensors that config.json describes", found=shown, todo="Check both.")
             )
-        self._shapes = shapes
+        self.shapes = shapes
+        """Of ``HybridLM``'s tensors by name."""
 
     def _leave_out_missing_head(self, prefix: str) -> None:
         """Adapts the config to files without a drafting head, and forgets one that the config does not describe."""
@@ -149,18 +163,28 @@ class Checkpoint:
 
     def tensor(self, name: str) -> Tensor:
         """A tensor of ``HybridLM``'s state dict, in the type that it is stored in; float32 if that is FP8 or NVFP4."""
-        if name == "lm_head.weight" and self.config.tie_embeddings:
-            name = "embeddings.weight"
-        if name not in self._maps:  # the bias of a convolution that has none
-            return torch.zeros(self._shapes[name])
-        item = self._maps[name]
-        return item.join(self.files.read([self._found[theirs] for theirs in item.theirs]))
+        sources = self.sources(name)
+        if not sources:
+            return torch.zeros(self.shapes[name])
+        return self._maps[self._stored_name(name)].join(self.files.read(sources))
+
+    def sources(self, name: str) -> list[str]:
+        """The tensors in :attr:`files` that make one of ``HybridLM``'s; none for the bias of a biasless convolution."""
+        item = self._maps.get(self._stored_name(name))
+        return [] if item is None else [self._found[theirs] for theirs in item.theirs]
+
+    def _stored_name(self, name: str) -> str:
+        return "embeddings.weight" if name == "lm_head.weight" and self.config.tie_embeddings else name
 
 
 def fingerprint(folder: Path) -> str:
     """Hash of a checkpoint's config and all its weight files."""
-    parts = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-    return "+".join(sha256(part)[:16] for part in parts)
+    return "+".join(sha256(part)[:16] for part in hashed_files(folder))
+
+
+def hashed_files(folder: Path) -> list[Path]:
+    """What :func:`fingerprint` reads."""
+    return [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
 
 
 def load_model(folder: Path) -> HybridLM:

@@ -11,12 +11,21 @@ import msgspec
 import typer
 
 from edge_export.boards import BOARDS, HERE
-from edge_export.chain import read_chain, run_chain
+from edge_export.chain import describe_chain, read_chain, run_chain
+from edge_export.dry_run import DryRun
 from edge_export.engine import EngineRequest, make_engine
 from edge_export.terminal import console
 from edge_sdk.errors import EdgeError
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+HELP = """
+From a checkpoint in Hugging Face format to a bundle that `edge-sdk` runs, on a workstation; to an engine, on a board.
+
+The usual way: `inspect` a checkpoint, `prune` and `distil` it if it is too large, `quantize` it on data of yours,
+`onnx` and `bundle` it; on the robot, `engine`. `import` makes FP8 and NVFP4 checkpoints ordinary ones. What makes
+something takes `--dry-run`, and then only says what memory, disk and time that would need.
+"""
+
+app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
 
 @app.callback()
@@ -35,7 +44,7 @@ def engine(
     backend: Annotated[str, typer.Option(help="tensorrt or tensorrt-rtx.")] = "tensorrt",
     qlinear: Annotated[str, typer.Option(help="Who multiplies int4 and int8 matrices: plugin or tensorrt.")] = "plugin",
     plugins: Annotated[str, typer.Option(help="The plugin library: auto, none or a path.")] = "auto",
-    dry_run: Annotated[bool, typer.Option(help="Only make TensorRT's version of the graph and describe it.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Build a TensorRT engine from a bundle, on the machine that will run it."""
     choices = {
@@ -54,10 +63,14 @@ def engine(
 @app.command()
 def run(
     chain: Annotated[Path, typer.Argument(help="YAML with stages of commands; its form stands in chain.py.")],
-    dry_run: Annotated[bool, typer.Option(help="Only say what would be run, and what it would take.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Run a chain of these commands from one file; of one that was run before, what changed since."""
-    run_chain(read_chain(chain, typer.main.get_group(app)), dry_run=dry_run)
+    stages = read_chain(chain, typer.main.get_group(app))
+    if dry_run:
+        describe_chain(stages)
+    else:
+        run_chain(stages)
 
 
 if find_spec("torch") is not None:  # a board has none, and needs only the command above

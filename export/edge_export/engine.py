@@ -14,11 +14,12 @@ import msgspec
 from rich.table import Table
 
 from edge_export.boards import HERE, Board, check_is_here, find_board
+from edge_export.dry_run import Estimate, require_room, show_estimate
 from edge_export.tensorrt_builder import EngineBuilder, profile_ranges
 from edge_export.tensorrt_graph import ACTIVATIONS, Summary, write_tensorrt_graph
 from edge_export.terminal import console
 from edge_sdk.backends.trt_module import import_tensorrt, installed_library, load_plugins
-from edge_sdk.bundle import ENGINES, GRAPH, Bundle
+from edge_sdk.bundle import ENGINES, GRAPH, WEIGHTS, Bundle
 from edge_sdk.engine_files import Backend, EngineKey, EngineRecord, Limits, Precision, engine_path, graph_id
 from edge_sdk.errors import BackendError, explain
 from edge_sdk.files import new_file
@@ -61,24 +62,40 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_engine(path: Path, request: EngineRequest, *, dry_run: bool = False) -> EngineRecord | None:
-    """Builds an engine from the bundle at ``path`` into its ``engines/``, and says so; None for a dry run.
+    """Builds an engine from the bundle at ``path`` into its ``engines/``, and says so; a dry run writes nothing.
 
     The engine and the JSON beside it appear whole or not at all. Raises BackendError or ConfigError where TensorRT, the
     plugin library, the GPU or the room on the disk is missing, or where TensorRT refuses the graph.
     """
     bundle, board = Bundle.open(path), find_board(request.board, request.backend)
-    folder = bundle.path / ENGINES
+    folder, weights = bundle.path / ENGINES, bundle.manifest.files[WEIGHTS].bytes
+    if dry_run:
+        summary = write_tensorrt_graph(bundle.path, None, request.precision, request.claimed)
+        _describe(bundle, board, request, summary)
+        show_estimate(_estimate(weights, summary), folder)
+        return None
     with _room_on_disk(folder):
+        require_room(folder, weights)
         folder.mkdir(exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".building-") as temporary:
             graph = Path(temporary)
             summary = write_tensorrt_graph(bundle.path, graph, request.precision, request.claimed)
             _describe(bundle, board, request, summary)
-            if dry_run:
-                return None
             record = _build(bundle, board, request, graph / GRAPH, summary)
     console.print(f"{engine_path(bundle, record)}: {record.bytes:,} bytes in {record.build_seconds:.1f} s")
     return record
+
+
+def _estimate(weights: int, summary: Summary) -> Estimate:
+    """Of a build: the engine is about as large as the bundle's weights or smaller, converted ones lie beside it."""
+    return Estimate(
+        read_bytes=weights,
+        write_bytes=weights + summary.converted_bytes,
+        memory_bytes=weights + summary.converted_bytes,
+        seconds=None,
+        largest="the weights; what TensorRT itself needs is not known",
+        time_from="nothing: TensorRT's search depends on the GPU",
+    )
 
 
 def _build(bundle: Bundle, board: Board, request: EngineRequest, graph: Path, summary: Summary) -> EngineRecord:

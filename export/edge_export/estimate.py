@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import torch
 
 from edge_export.distil import DistilSchedule
+from edge_export.dry_run import Estimate
 from edge_export.students import SearchSettings
 from edge_sdk.model import ModelConfig, MoeSpec
+from edge_sdk.telemetry import read_memory
 
 PROBE_WIDTH, PROBE_PRODUCTS = 1024, 8
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Memory and disk at the peak, in 10**9 bytes; time as if all of it were matrix products at full speed."""
-
-    memory_gb: float
-    disk_gb: float
-    seconds: float
+TIME_FROM = "this processor's speed at matrix products, as if there were nothing else: it takes at least that"
 
 
 def estimate_search(config: ModelConfig, settings: SearchSettings, length: int) -> Estimate:
@@ -30,7 +25,7 @@ def estimate_search(config: ModelConfig, settings: SearchSettings, length: int) 
     weights = 4 * config.parameters()
     logits = 3 * 4 * settings.calibration_batch * length * config.vocab_size
     operations = 2 * active_parameters(config) * tokens * passes
-    return Estimate((2 * weights + logits) / 1e9, weights / 1e9, operations / operations_per_second())
+    return _estimate(weights, weights, 2 * weights + logits, operations)
 
 
 def estimate_distillation(
@@ -44,7 +39,12 @@ def estimate_distillation(
     memory = 4 * copies * student.parameters() + 4 * teacher.parameters() + logits + kept
     operations = positions * schedule.steps * (6 * active_parameters(student) + 2 * active_parameters(teacher))
     answers = positions * schedule.steps * (4 * schedule.top_k + 4)
-    return Estimate(memory / 1e9, (answers + 16 * student.parameters()) / 1e9, operations / operations_per_second())
+    return _estimate(4 * teacher.parameters(), answers + 16 * student.parameters(), memory, operations)
+
+
+def _estimate(read_bytes: float, write_bytes: float, memory_bytes: float, operations: float) -> Estimate:
+    held, seconds = read_memory().resident_bytes, operations / operations_per_second()
+    return Estimate(read_bytes, write_bytes, held + memory_bytes, seconds, time_from=TIME_FROM)
 
 
 def active_parameters(config: ModelConfig) -> int:

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edge_export.checkpoint import TOKENIZER_FILES, Checkpoint, TensorFiles, fingerprint, read_raw_config
-from edge_export.weights import Progress, require_room, silent
+from edge_export.dry_run import require_room
+from edge_export.weights import Progress, silent
 from edge_sdk.files import new_file, resumable_directory
 
 Dtype = Literal["bfloat16", "float32"]
@@ -32,14 +33,14 @@ def import_checkpoint(source: Path, target: Path, dtype: Dtype = "bfloat16", pro
     before anything is written if the disk has no room.
     """
     files, raw = Checkpoint(source).files, read_raw_config(source)
-    shards = _shards(files, getattr(torch, dtype).itemsize)
+    shards = shards_of(files, dtype)
     names = [f"model-{index:05d}-of-{len(shards):05d}.safetensors" for index in range(1, len(shards) + 1)]
-    sizes = [sum(_bytes(files, name, dtype) for name in shard) for shard in shards]
+    sizes = [sum(stored_bytes(files, name, dtype) for name in shard) for shard in shards]
+    require_room(target, sum(sizes))
     key = json.dumps({"checkpoint": fingerprint(source), "dtype": dtype, "shard_bytes": SHARD_BYTES})
     target.parent.mkdir(parents=True, exist_ok=True)
     written: dict[str, str] = {}
     with resumable_directory(target, key) as new:
-        require_room(new, sum(size for size, name in zip(sizes, names) if not (new / name).exists()))
         for index, (shard, name) in enumerate(zip(shards, names)):
             if not (new / name).exists():
                 _write_shard(files, shard, new / name, dtype)
@@ -54,12 +55,12 @@ def import_checkpoint(source: Path, target: Path, dtype: Dtype = "bfloat16", pro
                 shutil.copy(source / name, new / name)
 
 
-def _shards(files: TensorFiles, item_bytes: int) -> list[list[str]]:
-    """Names of tensors by file, in the order of the source."""
+def shards_of(files: TensorFiles, dtype: Dtype) -> list[list[str]]:
+    """Names of tensors by file to be written, in the order of the source."""
     shards: list[list[str]] = [[]]
     filled = 0
-    for name, shape in files.items():
-        size = math.prod(shape) * item_bytes
+    for name in files:
+        size = stored_bytes(files, name, dtype)
         if filled + size > SHARD_BYTES and shards[-1]:
             shards.append([])
             filled = 0
@@ -68,18 +69,23 @@ def _shards(files: TensorFiles, item_bytes: int) -> list[list[str]]:
     return shards
 
 
-def _bytes(files: TensorFiles, name: str, dtype: Dtype) -> int:
-    """At most: vectors may be stored in float32."""
-    item = getattr(torch, dtype).itemsize if len(files[name]) > 1 else torch.float32.itemsize
-    return math.prod(files[name]) * int(item)
+def stored_bytes(files: TensorFiles, name: str, dtype: Dtype) -> int:
+    """Of a tensor in the file that is written."""
+    return math.prod(files[name]) * _stored_dtype(files, name, dtype).itemsize
+
+
+def _stored_dtype(files: TensorFiles, name: str, dtype: Dtype) -> torch.dtype:
+    """The type asked for if it is a matrix of floats, else its own."""
+    own = files.dtype(name)
+    wanted: torch.dtype = getattr(torch, dtype)
+    return wanted if len(files[name]) > 1 and own.is_floating_point else own
 
 
 def _write_shard(files: TensorFiles, names: Sequence[str], path: Path, dtype: Dtype) -> None:
     tensors: dict[str, Tensor] = {}
     for name in names:
         (tensor,) = files.read([name])
-        matrix = tensor.ndim > 1 and tensor.is_floating_point()
-        tensors[name] = tensor.to(getattr(torch, dtype)).contiguous() if matrix else tensor
+        tensors[name] = tensor.to(_stored_dtype(files, name, dtype)).contiguous()
     with new_file(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
 

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import onnx
+import onnx_ir
+from onnx import ModelProto
 
 from edge_export.checkpoint import Checkpoint, fingerprint
-from edge_export.plan import plan_digest, read_plan
+from edge_export.dry_run import require_room
+from edge_export.plan import plan_digest, read_plan, require_plan_for
 from edge_export.quantize import Convert, as_it_is, convert, in_bfloat16, quantized
 from edge_export.rollback import rollback_graph
 from edge_export.torch_model import HybridLM
-from edge_export.trace import save_graph, trace, trace_draft
-from edge_export.weights import Progress, silent, stored_leaves, write_weights
+from edge_export.trace import graph_proto, save_graph, trace, trace_draft
+from edge_export.weights import Layout, Leaf, Progress, lay_out, silent, stored_leaves, write_weights
 from edge_sdk.bundle import GRAPH, WEIGHTS, Bundle, write_bundle
 from edge_sdk.errors import CheckpointError, explain
 from edge_sdk.files import resumable_directory
-from edge_sdk.model import ModelConfig
+from edge_sdk.model import CacheDType, ModelConfig, StateDType
 from edge_sdk.speculation import DRAFT, ROLLBACK, GraphSpec, extra_graphs
 from edge_sdk.text import TEMPLATE_FILE, TOKENIZER_FILE
 
@@ -39,8 +43,8 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
     """Values that share a scale, in int8 and int4."""
     head_bits: Literal[4, 8] = 8
     """Of the output head, when the weights are int4."""
-    cache_dtype: Literal["float32", "float16", "int8"] = "float16"
-    state_dtype: Literal["float32", "float16"] = "float32"
+    cache_dtype: CacheDType = "float16"
+    state_dtype: StateDType = "float32"
     speculation: bool = False
     """Whether to export what drafting tokens and taking them back needs (docs/speculation.md)."""
 
@@ -76,6 +80,56 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
         return convert(model, self.convert())
 
 
+@dataclass(frozen=True)
+class TracedExport:
+    """A checkpoint's graphs, and where each of their weights is to stand; no weight is read yet."""
+
+    source: Checkpoint
+    stored: ModelConfig
+    label: str
+    leaves: dict[str, Leaf]
+    graphs: dict[str, onnx_ir.Model]
+    layout: Layout
+
+    def notes(self, checkpoint: str, plan: str | None) -> dict[str, str]:
+        """The graphs' metadata, from the hashes of the checkpoint and of the plan if there is one."""
+        versions = f"edge-sdk {version('edge-sdk')}, torch {version('torch')}, onnx {version('onnx')}"
+        return {
+            MODEL_KEY: msgspec.json.encode(self.stored).decode(),
+            WEIGHTS_KEY: self.label,
+            CHECKPOINT_KEY: checkpoint,
+            "edge.exported_with": versions,
+        } | ({} if plan is None else {"edge.plan_sha256": plan})
+
+    def files(self, notes: Mapping[str, str]) -> dict[str, ModelProto]:
+        """The graphs as they are stored, by file name; their weights stand in the file WEIGHTS beside them."""
+        self.layout.point(Path(WEIGHTS))
+        graphs, extra = dict(self.graphs), extra_graphs(self.stored)
+        if ROLLBACK in extra:
+            graphs[ROLLBACK] = rollback_graph(graphs[GRAPH], extra[ROLLBACK])
+        specs = {GRAPH: GraphSpec(self.stored.inputs(), self.stored.outputs()), **extra}
+        return {name: graph_proto(graphs[name], spec, notes) for name, spec in specs.items()}
+
+
+def trace_export(
+    checkpoint: Path, storage: Storage, plan: Path | None = None, digest: str | None = None
+) -> TracedExport:
+    """The first half of :func:`export_graph`. Without the checkpoint's ``digest`` a plan may be another one's."""
+    source = Checkpoint(checkpoint)
+    config, label = source.config, storage.label
+    shapes = make = storage.convert()
+    if plan is not None:
+        choice = read_plan(plan)
+        require_plan_for(choice, checkpoint, config, digest)
+        shapes, make, label = choice.convert(None), choice.convert(plan), choice.label
+    graphs = {GRAPH: trace(config, shapes, storage.describe)}
+    stored = storage.describe(config)
+    if DRAFT in extra_graphs(stored):
+        graphs[DRAFT] = trace_draft(config, shapes, storage.describe)
+    leaves = stored_leaves(source, make)
+    return TracedExport(source, stored, label, leaves, graphs, lay_out(list(graphs.values()), leaves))
+
+
 def export_graph(
     checkpoint: Path, folder: Path, storage: Storage, progress: Progress = silent, plan: Path | None = None
 ) -> None:
@@ -89,57 +143,55 @@ def export_graph(
     on has changed. Raises CheckpointError for a checkpoint that contradicts its config, ConfigError for a plan that is
     not this checkpoint's, and OSError early if the disk is too full.
     """
-    source = Checkpoint(checkpoint)
-    config, label = source.config, storage.label
-    shapes = make = storage.convert()
-    if plan is not None:
-        choice = read_plan(plan, checkpoint, config)
-        shapes, make, label = choice.convert(None), choice.convert(plan), choice.label
-    stored = storage.describe(config)
-    extra = extra_graphs(stored)
-    notes = {
-        MODEL_KEY: msgspec.json.encode(stored).decode(),
-        WEIGHTS_KEY: label,
-        CHECKPOINT_KEY: fingerprint(checkpoint),
-        "edge.exported_with": f"edge-sdk {version('edge-sdk')}, torch {version('torch')}, onnx {version('onnx')}",
-    }
-    if plan is not None:
-        notes["edge.plan_sha256"] = plan_digest(plan)
+    digest = fingerprint(checkpoint)
+    traced = trace_export(checkpoint, storage, plan, digest)
+    notes = traced.notes(digest, None if plan is None else plan_digest(plan))
+    files = traced.files(notes)
+    require_room(folder, traced.layout.file_bytes + sum(proto.ByteSize() for proto in files.values()))
     with resumable_directory(folder, key=json.dumps(notes, sort_keys=True)) as new:
-        graphs = {GRAPH: trace(config, shapes, storage.describe)}
-        if DRAFT in extra:
-            graphs[DRAFT] = trace_draft(config, shapes, storage.describe)
-        write_weights(list(graphs.values()), stored_leaves(source, make), new / WEIGHTS, progress)
-        if ROLLBACK in extra:
-            graphs[ROLLBACK] = rollback_graph(graphs[GRAPH], extra[ROLLBACK])
-        for name, spec in {GRAPH: GraphSpec(stored.inputs(), stored.outputs()), **extra}.items():
-            save_graph(graphs[name], spec, new / name, notes)
+        write_weights(traced.layout, traced.leaves, new / WEIGHTS, progress)
+        for name, proto in files.items():
+            save_graph(proto, new / name)
 
 
 def make_bundle(checkpoint: Path, graph: Path, target: Path) -> Bundle:
     """Packs a graph folder and its checkpoint's tokenizer into a bundle.
 
-    Raises CheckpointError when the graph was not made from this checkpoint or the tokenizer is missing.
+    Raises CheckpointError when the graph was not made from this checkpoint or the tokenizer is missing, and OSError
+    before anything is written if the disk has no room.
     """
+    sources, notes = bundle_sources(checkpoint, graph)
+    if notes.get(CHECKPOINT_KEY) != fingerprint(checkpoint):
+        raise _another_graph(checkpoint, graph)
+    require_room(target, sum(path.stat().st_size for path in sources.values()))
+    model = msgspec.json.decode(notes.pop(MODEL_KEY), type=ModelConfig)
+    return write_bundle(target, sources, model=model, weights=notes.pop(WEIGHTS_KEY), provenance=notes)
+
+
+def bundle_sources(checkpoint: Path, graph: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """A bundle's files by their names in it, and the graph's metadata. Raises CheckpointError if one is missing."""
     sources = {name: graph / name for name in (GRAPH, WEIGHTS)}
     sources |= {name: checkpoint / name for name in (TOKENIZER_FILE, TEMPLATE_FILE)}
     _require_files(sources)
     proto = onnx.load(str(graph / GRAPH), load_external_data=False)
     notes = {item.key: item.value for item in proto.metadata_props}
-    if notes.get(CHECKPOINT_KEY) != fingerprint(checkpoint) or MODEL_KEY not in notes:
-        raise CheckpointError(
-            explain(
-                str(graph / GRAPH),
-                expected=f"a graph that this version traced from {checkpoint}",
-                found="one from another checkpoint or version",
-                todo="Run `edge-export onnx` again.",
-            )
-        )
-    model = msgspec.json.decode(notes.pop(MODEL_KEY), type=ModelConfig)
+    if MODEL_KEY not in notes:
+        raise _another_graph(checkpoint, graph)
+    model = msgspec.json.decode(notes[MODEL_KEY], type=ModelConfig)
     extra = {name: graph / name for name in extra_graphs(model)}
     _require_files(extra)
-    sources |= extra
-    return write_bundle(target, sources, model=model, weights=notes.pop(WEIGHTS_KEY), provenance=notes)
+    return sources | extra, notes
+
+
+def _another_graph(checkpoint: Path, graph: Path) -> CheckpointError:
+    return CheckpointError(
+        explain(
+            str(graph / GRAPH),
+            expected=f"a graph that this version traced from {checkpoint}",
+            found="one from another checkpoint or version",
+            todo="Run `edge-export onnx` again.",
+        )
+    )
 
 
 def _require_files(sources: Mapping[str, Path]) -> None:

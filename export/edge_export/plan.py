@@ -12,13 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from edge_export.checkpoint import fingerprint
 from edge_export.quantize import Bfloat16Embedding, Convert, QuantExperts, QuantLinear
 from edge_export.torch_layers import Experts
 from edge_export.torch_model import HybridLM
 from edge_sdk.errors import ConfigError, explain
 from edge_sdk.files import sha256
-from edge_sdk.model import ModelConfig
+from edge_sdk.model import CacheDType, ModelConfig, StateDType
 
 Level = Literal["int4", "int8", "float32"]
 
@@ -28,14 +27,39 @@ FILE = "plan.json"
 LEAVES = "leaves"
 
 
+class QuantizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``edge-export quantize`` is asked for; the key that an interrupted run is gone on with."""
+
+    weights: Literal["int4", "int8"]
+    method: Literal["rtn", "gptq"]
+    block_size: int
+    cache_dtype: CacheDType
+    state_dtype: StateDType
+    budget_gb: float | None
+    data: str
+    samples: int
+    max_length: int
+    report_only: bool
+
+    def leaves(self, config: ModelConfig) -> dict[str, Level]:
+        """The levels that are asked for by name; with a budget, which chooses them, the largest that are written."""
+        level: Level = self.weights if self.budget_gb is None else "int8"
+        return dict.fromkeys(quantizable(config), level) | {"lm_head": "int8"}
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How each projection, experts and the head are stored; embeddings are bfloat16, all else is float32."""
+    """How each projection, experts and the head are stored, and caches and states from step to step.
+
+    Embeddings are bfloat16, all else is float32.
+    """
 
     checkpoint: str
     """Fingerprint of the checkpoint that it is for."""
     block_size: int
     method: Literal["rtn", "gptq"]
     leaves: dict[str, Level]
+    cache_dtype: CacheDType = "float16"
+    state_dtype: StateDType = "float32"
 
     @property
     def label(self) -> str:
@@ -107,25 +131,28 @@ def total_bytes(config: ModelConfig, leaves: dict[str, Level], block_size: int) 
     return decided + other_bytes(config)
 
 
-def read_plan(folder: Path, checkpoint: Path, config: ModelConfig) -> Plan:
-    """The plan in a folder. Raises ConfigError if it is none or of another checkpoint, or misses a leaf."""
+def read_plan(folder: Path) -> Plan:
+    """The plan in a folder. Raises ConfigError if it is none."""
     path = folder / FILE
     try:
-        plan = msgspec.json.decode(path.read_bytes(), type=Plan)
+        return msgspec.json.decode(path.read_bytes(), type=Plan)
     except (OSError, msgspec.DecodeError) as error:
         raise ConfigError(
             explain(str(path), expected="a plan", found=error, todo="Run `edge-export quantize` again.")
         ) from None
-    if plan.checkpoint != fingerprint(checkpoint) or plan.leaves.keys() != quantizable(config).keys():
+
+
+def require_plan_for(plan: Plan, checkpoint: Path, config: ModelConfig, digest: str | None = None) -> None:
+    """Raises ConfigError for a plan of another model or, where the fingerprint is given, of another checkpoint."""
+    if (digest is not None and plan.checkpoint != digest) or plan.leaves.keys() != quantizable(config).keys():
         raise ConfigError(
             explain(
-                str(path),
-                expected=f"a plan for {checkpoint}",
+                "The plan",
+                expected=f"one for {checkpoint}",
                 found="one for another checkpoint",
                 todo="Run `edge-export quantize` again.",
             )
         )
-    return plan
 
 
 def plan_digest(folder: Path) -> str:

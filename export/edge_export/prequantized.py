@@ -10,6 +10,7 @@ activations and of the key-value cache belong to products in FP8 and are dropped
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,27 @@ NVFP4_BLOCK = 16
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """The values of the 16 codes of a 4-bit float: sign, two bits of exponent, one of mantissa (OCP MX, section 5.3.3)."""
 
+DECODE_BYTES = {"plain": 0, "fp8": 13, "nvfp4": 10}
+"""Per value, by a Recipe's kind: in memory at the most while it is decoded."""
+
 DROPPED = ("input_scale", "output_scale", "q_scale", "k_scale", "v_scale", "input_global_scale")
 """Last names of the scales that are not of weights."""
+
+
+TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +62,16 @@ class StoredTensor:
 
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The type in torch's words."""
+        return TORCH_DTYPES[self.dtype]
+
+    @property
+    def nbytes(self) -> int:
+        """Of its values."""
+        return math.prod(self.shape) * self.torch_dtype.itemsize
 
 
 @dataclass(frozen=True)

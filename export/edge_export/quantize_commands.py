@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Optional
 
 import msgspec
 import typer
-from rich.table import Table
 
-from edge_export.calibration import Sequences, batched, compare, read_sequences
+from edge_export.calibration import Sequences, batched, read_sequences
 from edge_export.checkpoint import Checkpoint, fingerprint, load_model
+from edge_export.dry_run import DryRun, require_room, show_estimate
+from edge_export.export_estimate import estimate_import
 from edge_export.importing import Dtype, import_checkpoint
-from edge_export.plan import FILE, LEAVES, Level, Plan, quantizable, total_bytes
-from edge_export.quantize import Convert, convert
+from edge_export.plan import FILE, LEAVES, Plan, QuantizeRequest
+from edge_export.quantize_estimate import estimate_quantize, written_bytes
+from edge_export.quantize_report import report, settings, show_report
 from edge_export.sensitivity import choose, measure
 from edge_export.solve import solve
 from edge_export.terminal import console
 from edge_export.torch_commands import bytes_written, steps_done
-from edge_export.torch_model import HybridLM
 from edge_sdk.files import resumable_directory
 from edge_sdk.text import TextCodec
 
@@ -34,47 +34,55 @@ def import_(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder; FP8 and NVFP4 ones are dequantised.")],
     out: Annotated[Path, typer.Option(help="Folder of the ordinary checkpoint to write.")],
     dtype: Annotated[str, typer.Option(help="Of matrices: bfloat16 or float32.")] = "bfloat16",
+    dry_run: DryRun = False,
 ) -> None:
     """Write an ordinary checkpoint from any that can be read; run again after an interruption to go on."""
+    wanted = msgspec.convert(dtype, Dtype)
+    if dry_run:
+        show_estimate(estimate_import(checkpoint, wanted), out)
+        return
     with bytes_written("weights") as progress:
-        import_checkpoint(checkpoint, out, msgspec.convert(dtype, Dtype), progress)
+        import_checkpoint(checkpoint, out, wanted, progress)
     console.print(f"{out}: {dtype}")
 
 
-class QuantizeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``edge-export quantize`` is asked for; the key that an interrupted run is gone on with."""
-
-    weights: Literal["int4", "int8"]
-    method: Literal["rtn", "gptq"]
-    block_size: int
-    budget_gb: Optional[float]
-    data: str
-    samples: int
-    max_length: int
+PlanFolder = Annotated[Optional[Path], typer.Option(help="Folder for the plan; give it to `edge-export onnx --plan`.")]
+Scored = Annotated[Optional[Path], typer.Option(help="Other data to report on; the calibration data if none.")]
+BudgetGb = Annotated[
+    Optional[float], typer.Option(help="Choose int4, int8 or float32 leaf by leaf, for so many GB of weights in all.")
+]
+Step = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Tokens fed at once where states and caches are compared: 1 is decoding, more takes less time."
+    ),
+]
+ReportOnly = Annotated[
+    bool, typer.Option("--report-only", help="Only compare settings, rounded to nearest; write nothing.")
+]
+NoReport = Annotated[
+    bool, typer.Option("--no-report", help="Compare nothing, which would need the float32 model in memory twice.")
+]
 
 
 @app.command()
 def quantize(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
     data: Annotated[Path, typer.Option(help="Calibration data: JSONL of {prompt, completion} or {text}, or a text.")],
-    out: Annotated[
-        Optional[Path], typer.Option(help="Folder for the plan; give it to `edge-export onnx --plan`.")
-    ] = None,
-    test: Annotated[Optional[Path], typer.Option(help="Other data to report on; the calibration data if none.")] = None,
-    weights: Annotated[
-        str, typer.Option(help="int4 or int8, for all projections and experts; the head int8.")
-    ] = "int4",
+    out: PlanFolder = None,
+    test: Scored = None,
+    weights: Annotated[str, typer.Option(help="int4 or int8, for projections and experts; the head int8.")] = "int4",
     method: Annotated[str, typer.Option(help="gptq, by calibration data, or rtn, round to nearest.")] = "gptq",
     block_size: Annotated[int, typer.Option(help="Values that share a scale.")] = 32,
-    budget_gb: Annotated[
-        Optional[float],
-        typer.Option(help="Choose int4, int8 or float32 leaf by leaf, for so many GB of weights in all."),
-    ] = None,
+    cache_dtype: Annotated[str, typer.Option(help="Of keys and values: float32, float16 or int8.")] = "float16",
+    state_dtype: Annotated[str, typer.Option(help="Of scans' states between steps: float32, float16.")] = "float32",
+    budget_gb: BudgetGb = None,
     samples: Annotated[int, typer.Option(min=1, help="Sequences of each file that are used.")] = 256,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens of a sequence that are used.")] = 512,
-    report_only: Annotated[
-        bool, typer.Option(help="Only compare settings, rounded to nearest; write nothing.")
-    ] = False,
+    step: Step = 1,
+    report_only: ReportOnly = False,
+    no_report: NoReport = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Choose how a checkpoint's weights are stored, by calibration data, and report what each setting costs."""
     request = msgspec.convert(
@@ -82,14 +90,17 @@ def quantize(
             "weights": weights,
             "method": method,
             "block_size": block_size,
+            "cache_dtype": cache_dtype,
+            "state_dtype": state_dtype,
             "budget_gb": budget_gb,
             "data": f"{data.resolve()} {data.stat().st_size} {data.stat().st_mtime_ns}",
             "samples": samples,
             "max_length": max_length,
+            "report_only": report_only,
         },
         QuantizeRequest,
     )
-    if not report_only and out is None:
+    if out is None and not (report_only or dry_run):
         raise typer.BadParameter("--out is needed, or --report-only")
     codec, source = TextCodec(checkpoint), Checkpoint(checkpoint)
     end = next(iter(source.config.eos_token_ids), None)
@@ -99,20 +110,46 @@ def quantize(
 
     batches = read(data)
     scored = batches if test is None else read(test)
-    if report_only or out is None:
-        _show(report(load_model(checkpoint).eval(), scored, block_size))
+    if dry_run:
+        estimate = estimate_quantize(checkpoint, source, request, batches, scored, compared=not no_report)
+        show_estimate(estimate, out or Path())
         return
+    if report_only or out is None:
+        compared = settings(source.config, block_size)
+        show_report(report(load_model(checkpoint).eval(), scored, compared, block_size, step))
+        return
+    plan, rows = write_plan(checkpoint, source, request, batches, None if no_report else scored, step, out)
+    show_report(rows)
+    console.print(f"{out}: {plan.label}; next: edge-export onnx {checkpoint} --plan {out} --out ...")
+
+
+def write_plan(
+    checkpoint: Path,
+    source: Checkpoint,
+    request: QuantizeRequest,
+    batches: list[Sequences],
+    scored: list[Sequences] | None,
+    step: int,
+    out: Path,
+) -> tuple[Plan, list[dict[str, Any]]]:
+    """Writes the plan's folder; returns the plan, and the rows of its report on ``scored``, none without.
+
+    Raises OSError before anything is written if the disk has no room.
+    """
+    require_room(out, written_bytes(source.config, request))
     key = json.dumps([fingerprint(checkpoint), msgspec.to_builtins(request)])
+    rows: list[dict[str, Any]] = []
     with resumable_directory(out, key) as folder:
         (folder / LEAVES).mkdir(exist_ok=True)
         plan = make_plan(checkpoint, source, request, batches, folder)
         if plan.method == "gptq":
             with steps_done("GPTQ, layers") as progress:
                 solve(source, plan, batches, folder, progress)
-        rows = report(load_model(checkpoint).eval(), scored, block_size, plan, folder)
-        (folder / REPORT).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    _show(rows)
-    console.print(f"{out}: {plan.label}; next: edge-export onnx {checkpoint} --plan {out} --out ...")
+        if scored is not None:
+            compared = settings(source.config, request.block_size, plan, folder)
+            rows = report(load_model(checkpoint).eval(), scored, compared, request.block_size, step)
+            (folder / REPORT).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    return plan, rows
 
 
 def make_plan(
@@ -122,46 +159,20 @@ def make_plan(
     if (folder / FILE).exists():
         return msgspec.json.decode((folder / FILE).read_bytes(), type=Plan)
     if request.budget_gb is None:
-        level: Level = request.weights
-        leaves: dict[str, Level] = dict.fromkeys(quantizable(source.config), level) | {"lm_head": "int8"}
+        leaves = request.leaves(source.config)
     else:
         model, reference = load_model(checkpoint).eval(), load_model(checkpoint).eval()
         with steps_done("sensitivity, leaves") as progress:
             found = measure(model, reference, batches, request.block_size, progress)
         (folder / "sensitivity.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         leaves = choose(source.config, found, request.block_size, int(request.budget_gb * 1e9))
-    plan = Plan(checkpoint=fingerprint(checkpoint), block_size=request.block_size, method=request.method, leaves=leaves)
+    plan = Plan(
+        checkpoint=fingerprint(checkpoint),
+        block_size=request.block_size,
+        method=request.method,
+        leaves=leaves,
+        cache_dtype=request.cache_dtype,
+        state_dtype=request.state_dtype,
+    )
     (folder / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n")
     return plan
-
-
-def report(
-    model: HybridLM, batches: list[Sequences], block_size: int, plan: Plan | None = None, folder: Path | None = None
-) -> list[dict[str, Any]]:
-    """Bytes, perplexity and closeness to the float model of some settings and of the plan.
-
-    Needs the model in float32 twice.
-    """
-    names = list(quantizable(model.config))
-    settings: dict[str, tuple[dict[str, Level], Convert | None]] = {"float32": (dict.fromkeys(names, "float32"), None)}
-    for level in ("int8", "int4"):
-        leaves: dict[str, Level] = dict.fromkeys(names, level) | {"lm_head": "int8"}
-        rounded = Plan(checkpoint="", block_size=block_size, method="rtn", leaves=leaves)
-        settings[rounded.label] = leaves, rounded.convert(None)
-    if plan is not None:
-        settings[f"plan: {plan.label}"] = plan.leaves, plan.convert(folder)
-    rows = []
-    for name, (leaves, make) in settings.items():
-        changed = model if make is None else convert(copy.deepcopy(model), make)
-        quality = compare(changed, model, batches)
-        size = total_bytes(model.config, leaves, block_size)
-        rows.append({"setting": name, "bytes": size, **msgspec.to_builtins(quality)})
-    return rows
-
-
-def _show(rows: list[dict[str, Any]]) -> None:
-    table = Table("setting", "bytes", "perplexity", "top-1 agreement", "KL (nats)")
-    for row in rows:
-        numbers = (f"{row['bytes']:,}", f"{row['perplexity']:.5f}", f"{row['top1_agreement']:.2%}", f"{row['kl']:.2e}")
-        table.add_row(row["setting"], *numbers)
-    console.print(table)

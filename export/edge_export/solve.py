@@ -27,8 +27,8 @@ class _Head(nn.Module):
         super().__init__()
         self.lm_head = head
 
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (self.lm_head(x),)
+    def forward(self, x: Tensor) -> None:
+        self.lm_head(x)
 
 
 @torch.no_grad()
@@ -49,7 +49,8 @@ def solve(
     for index in range(len(model.layers)):
         layer = model.layers[index]
         _load(layer, f"layers.{index}.", source)
-        hidden = _solve_module(layer, f"layers.{index}.", plan, batches, hidden, folder)
+        _solve_module(layer, f"layers.{index}.", plan, batches, hidden, folder)
+        hidden = [layer(x)[0] for x in hidden]
         model.layers[index] = nn.Identity()  # frees it
         progress(index + 1, len(model.layers) + 1)
     _load(model.norm_f, "norm_f.", source)
@@ -65,9 +66,8 @@ def _load(module: nn.Module, prefix: str, source: Checkpoint) -> None:
 
 def _solve_module(
     module: nn.Module, prefix: str, plan: Plan, batches: Sequence[Sequences], hidden: list[Tensor], folder: Path
-) -> list[Tensor]:
-    """Quantises a module's leaves in place; returns what it then makes of the hidden states, batch by batch."""
-
+) -> None:
+    """Quantises a module's leaves in place, by the hidden states that enter it, batch by batch."""
     leaves = {name: leaf for name, leaf in module.named_modules() if isinstance(leaf, (nn.Linear, Experts))}
     leaves = {name: leaf for name, leaf in leaves.items() if plan.leaves[f"{prefix}{name}"] != "float32"}
     observed = Observed()
@@ -82,7 +82,6 @@ def _solve_module(
             leaf, name, plan, BITS[plan.leaves[f"{prefix}{name}"]], observed, leaf_path(folder, f"{prefix}{name}")
         )
         setattr(module.get_submodule(parent), last, made)
-    return [module(x)[0] for x in hidden]
 
 
 def _solve_leaf(

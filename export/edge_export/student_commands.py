@@ -29,7 +29,8 @@ from edge_export.command_options import (
 )
 from edge_export.data import Sample
 from edge_export.distributed import is_first, joined, load_sharded, world
-from edge_export.estimate import Estimate, estimate_distillation, estimate_search
+from edge_export.dry_run import DryRun, show_estimate
+from edge_export.estimate import estimate_distillation, estimate_search
 from edge_export.evaluate import exact_match
 from edge_export.pack import Storage
 from edge_export.prune import StudentShape, shrink
@@ -43,8 +44,6 @@ from edge_sdk.files import new_file
 from edge_sdk.model import ModelConfig
 
 app = typer.Typer()
-
-DryRun = Annotated[bool, typer.Option(help="Only say what it would cost: no weights are read.")]
 
 
 @app.command()
@@ -82,7 +81,7 @@ def prune(
     config = read_config(checkpoint)
     if dry_run:
         _show(_found_without_data(config, target, settings), storage, board, context)
-        _show_estimate(estimate_search(config, settings, length or config.max_length))
+        show_estimate(estimate_search(config, settings, length or config.max_length), out)
         return
     if data is None:
         raise ConfigError(explain("--data", expected="calibration data", found="none", todo="Give some."))
@@ -121,14 +120,6 @@ def _show(found: list[Candidate], storage: Storage, board: str | None, context: 
         console.print("ms: estimated from the board's memory bandwidth, not measured.")
 
 
-def _show_estimate(estimate: Estimate) -> None:
-    console.print(
-        f"needs about {estimate.memory_gb:.2g} GB of memory and {estimate.disk_gb:.2g} GB of disk; "
-        f"at least {estimate.seconds / 60:.3g} min on this machine's processor",
-        highlight=False,
-    )
-
-
 @app.command()
 def distil(
     teacher: Annotated[Path, typer.Argument(help="The teacher's checkpoint folder.")],
@@ -154,7 +145,7 @@ def distil(
     plan, config = read_recipe(recipe, DistilRecipe), read_config(teacher)
     if dry_run:
         smaller = _smaller(config, plan, student)
-        _show_estimate(estimate_distillation(smaller, config, plan.schedule, length or config.max_length))
+        show_estimate(estimate_distillation(smaller, config, plan.schedule, length or config.max_length), out)
         return
     with joined(torch.device(device)) as place:
         samples = stored_samples(data, teacher, out, config, length)

@@ -36,23 +36,26 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     bodies: dict[str, int]
     """Nodes by operator that run as standard operators, on their function or in its place."""
     casts: int
+    converted_bytes: int
+    """Of the weights that get another type."""
 
 
-def write_tensorrt_graph(source: Path, target: Path, precision: Precision, claimed: Iterable[str]) -> Summary:
-    """Reads the graph folder ``source`` and writes TensorRT's version of it into the folder ``target``.
+def write_tensorrt_graph(source: Path, target: Path | None, precision: Precision, claimed: Iterable[str]) -> Summary:
+    """Reads the graph folder ``source`` and writes TensorRT's version of it into the folder ``target``, None: nowhere.
 
     ``claimed``: the operators that plugins compute. Weights that stay as they are stay where they are: ``target`` gets
     a link to their file. Raises ConfigError where a weight does not fit the precision or a plugin's conventions.
     """
     proto = onnx.load(str(source / GRAPH), load_external_data=False)
     _drop_speculation(proto)
-    os.symlink((source / WEIGHTS).resolve(), target / WEIGHTS)
     with Weights(list(proto.graph.initializer), source, target) as weights:
         summary = _Rewriter(proto, weights, precision, frozenset(claimed)).run()
     # Inlined here, since TensorRT's parser gives the nodes of a function's second use the names of the first.
     proto = inline_local_functions(proto)
     _hide_scales(proto)
-    (target / GRAPH).write_bytes(proto.SerializeToString())
+    if target is not None:
+        os.symlink((source / WEIGHTS).resolve(), target / WEIGHTS)
+        (target / GRAPH).write_bytes(proto.SerializeToString())
     return summary
 
 
@@ -99,6 +102,7 @@ class _Rewriter:
             plugins=dict(sorted(plugins.items())),
             bodies=dict(sorted((counts - plugins).items())),
             casts=sum(node.name.startswith("edge_cast") for node in self.nodes),
+            converted_bytes=self.weights.converted_bytes,
         )
 
     def _rewrite(self, node: NodeProto) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,10 +28,13 @@ BITS: dict[int, int] = {TensorProto.INT4: 4, TensorProto.INT8: 8}
 class Weights:
     """The initialisers of one graph, those of the source and those made of them; a context that owns the new file."""
 
-    def __init__(self, initializers: list[TensorProto], source: Path, target: Path) -> None:
-        """``source`` and ``target``: the folders of the two graphs' external data."""
+    def __init__(self, initializers: list[TensorProto], source: Path, target: Path | None) -> None:
+        """``source`` and ``target``: the folders of the two graphs' external data; None writes nothing."""
         self.tensors = {tensor.name: tensor for tensor in initializers}
-        self.source, self._path = source, target / CONVERTED
+        self.source = source
+        self._path = Path(os.devnull) if target is None else target / CONVERTED
+        self.converted_bytes = 0
+        """Size of the new file, so far."""
 
     def __enter__(self) -> Weights:
         self._file = self._path.open("wb")
@@ -71,10 +75,10 @@ class Weights:
         made = f"{name}.{TensorProto.DataType.Name(element).lower()}"
         if made not in self.tensors:
             tensor = TensorProto(name=made, data_type=element, dims=old.dims, data_location=TensorProto.EXTERNAL)
-            self._file.write(bytes(-self._file.tell() % ALIGNMENT))
-            offset = self._file.tell()
+            self._append(bytes(-self.converted_bytes % ALIGNMENT))
+            offset = self.converted_bytes
             self._write(old, helper.tensor_dtype_to_np_dtype(element))
-            for key, value in (("location", CONVERTED), ("offset", offset), ("length", self._file.tell() - offset)):
+            for key, value in (("location", CONVERTED), ("offset", offset), ("length", self.converted_bytes - offset)):
                 tensor.external_data.add(key=key, value=str(value))
             self.tensors[made] = tensor
         return made
@@ -94,7 +98,11 @@ class Weights:
                             todo="Use --precision bfloat16 or float32.",
                         )
                     )
-                self._file.write(new.tobytes())
+                self._append(new.tobytes())
+
+    def _append(self, content: bytes) -> None:
+        self._file.write(content)
+        self.converted_bytes += len(content)
 
     def _values(self, tensor: TensorProto) -> np.ndarray:
         """A float weight, flat; mapped where it lies in a file."""

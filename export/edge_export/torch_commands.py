@@ -31,10 +31,13 @@ from edge_export.command_options import (
 )
 from edge_export.data import Batches
 from edge_export.distributed import is_first, joined, sharded, whole_model
+from edge_export.dry_run import DryRun, show_estimate
 from edge_export.evaluate import exact_match
+from edge_export.export_estimate import estimate_bundle, estimate_export
 from edge_export.families import family_of
 from edge_export.logs import plot_losses
 from edge_export.pack import Storage, export_graph, make_bundle
+from edge_export.plan import read_plan
 from edge_export.recipes import TrainRecipe, read_recipe
 from edge_export.terminal import console
 from edge_export.torch_model import HybridLM
@@ -122,28 +125,39 @@ def onnx(
     weights: Annotated[str, typer.Option(help="float32, bfloat16, int8 or int4.")] = "float32",
     block_size: Annotated[int, typer.Option(help="Values that share a scale, with int8 and int4.")] = 32,
     head_bits: Annotated[int, typer.Option(help="Of the output head, with int4: 4 or 8.")] = 8,
-    cache_dtype: Annotated[str, typer.Option(help="Of keys and values: float32, float16 or int8.")] = "float16",
-    state_dtype: Annotated[str, typer.Option(help="Of the scan's states between steps: float32 or float16.")] = (
-        "float32"
-    ),
+    cache_dtype: Annotated[
+        Optional[str],
+        typer.Option(help="Of keys and values: float32, float16 or int8; if left out, as --plan says, or float16."),
+    ] = None,
+    state_dtype: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Of the scan's states between steps: float32 or float16; if left out, as --plan says, or float32."
+        ),
+    ] = None,
     speculation: Annotated[bool, typer.Option(help="Also export what drafting tokens and taking them back needs.")] = (
         False
     ),
     plan: Annotated[
         Optional[Path], typer.Option(help="Folder that `edge-export quantize` wrote: it says how weights are stored.")
     ] = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Trace a checkpoint to one ONNX graph for prefill and decode."""
     started = time.perf_counter()
+    default = Storage() if plan is None else read_plan(plan)
     choices = {
         "weights": weights,
         "block_size": block_size,
         "head_bits": head_bits,
-        "cache_dtype": cache_dtype,
-        "state_dtype": state_dtype,
+        "cache_dtype": cache_dtype or default.cache_dtype,
+        "state_dtype": state_dtype or default.state_dtype,
         "speculation": speculation,
     }
     storage = msgspec.convert(choices, Storage)
+    if dry_run:
+        show_estimate(estimate_export(checkpoint, storage, plan), out)
+        return
     with bytes_written("weights") as progress:
         export_graph(checkpoint, out, storage, progress, plan)
     console.print(f"{out}/model.onnx: {plan or weights}, traced and checked in {time.perf_counter() - started:.1f} s")
@@ -154,7 +168,11 @@ def bundle(
     checkpoint: Annotated[Path, typer.Argument(help="The checkpoint that the graph was traced from.")],
     graph: Annotated[Path, typer.Option(help="Folder that `edge-export onnx` wrote.")],
     out: Annotated[Path, typer.Option(help="The bundle to write.")],
+    dry_run: DryRun = False,
 ) -> None:
     """Pack a graph, its weights and its tokenizer into a bundle that a robot loads."""
+    if dry_run:
+        show_estimate(estimate_bundle(checkpoint, graph), out)
+        return
     made = make_bundle(checkpoint, graph, out)
     console.print(f"{out}: {made.manifest.weights}, {made.total_bytes():,} bytes in {len(made.manifest.files)} files")

@@ -128,11 +128,16 @@ def _optimize(model: onnx_ir.Model) -> None:
         value.const_value = value.const_value or weights[name]
 
 
-def save_graph(model: onnx_ir.Model, spec: GraphSpec, path: Path, notes: Mapping[str, str]) -> None:
-    """Writes a graph whose weights stand in a file already; ``notes`` become its metadata. onnx.checker checks it."""
+def graph_proto(model: onnx_ir.Model, spec: GraphSpec, notes: Mapping[str, str]) -> ModelProto:
+    """A graph whose weights have their places in a file, as it is stored; ``notes`` become its metadata."""
     proto = onnx_ir.to_proto(model)
     _finish(proto, spec)
     onnx.helper.set_model_props(proto, dict(notes))
+    return proto
+
+
+def save_graph(proto: ModelProto, path: Path) -> None:
+    """Writes a graph whose weights stand in the file already, and has onnx.checker look at it."""
     path.write_bytes(proto.SerializeToString())
     onnx.checker.check_model(str(path), full_check=True)
 

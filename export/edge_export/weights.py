@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import errno
 import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -102,38 +100,52 @@ class Place:
             )
 
 
-def write_weights(
-    graphs: Sequence[onnx_ir.Model], leaves: Mapping[str, Leaf], path: Path, progress: Progress = silent
-) -> None:
-    """Writes what the graphs' initializers are to hold to ``path``, and points them there; of one name, once.
+@dataclass(frozen=True)
+class Layout:
+    """Where each leaf's initializers stand in the file, leaf by leaf, one behind the other."""
 
-    What ``<path>.done`` notes as written by an interrupted call is not written again. Raises OSError if the disk has
-    no room for all of it, and CheckpointError for an initializer that no leaf fills.
+    leaves: dict[str, list[Place]]
+
+    def _all(self) -> list[Place]:
+        return [place for places in self.leaves.values() for place in places]
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file."""
+        return max((place.offset + place.length for place in self._all()), default=0)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights in it."""
+        return sum(place.length for place in self._all())
+
+    def point(self, path: Path) -> None:
+        """Makes all initializers stand for bytes of ``path``."""
+        for place in self._all():
+            place.point(path)
+
+
+def write_weights(layout: Layout, leaves: Mapping[str, Leaf], path: Path, progress: Progress = silent) -> None:
+    """Writes what the initializers are to hold to ``path``; of one name, once.
+
+    What ``<path>.done`` notes as written by an interrupted call is not written again.
     """
-    places = _lay_out(graphs, leaves)
-    all_places = [place for of_leaf in places.values() for place in of_leaf]
-    size = max((place.offset + place.length for place in all_places), default=0)
-    total = sum(place.length for place in all_places)
     note = path.with_name(path.name + ".done")
     done = set(note.read_text(encoding="utf-8").splitlines()) if note.exists() and path.exists() else set()
-    already = path.stat().st_blocks * 512 if path.exists() else 0
-    require_room(path.parent, size - already)
     with path.open("r+b" if done else "wb") as file, note.open("a" if done else "w", encoding="utf-8") as notes:
-        file.truncate(size)
+        file.truncate(layout.file_bytes)
         unsure: list[str] = []
         unsure_bytes = written = 0
-        for name, of_leaf in places.items():
+        for name, of_leaf in layout.leaves.items():
             if name not in done:
                 _write_leaf(file, of_leaf, leaves[name]())
                 unsure.append(name)
                 unsure_bytes += sum(place.length for place in of_leaf)
-            for place in of_leaf:
-                place.point(path)
-                written += place.length
+            written += sum(place.length for place in of_leaf)
             if unsure_bytes >= SYNC_BYTES:
                 _make_sure(file, notes, unsure)
                 unsure, unsure_bytes = [], 0
-            progress(written, total)
+            progress(written, layout.weight_bytes)
         _make_sure(file, notes, unsure)
     note.unlink()
 
@@ -152,15 +164,13 @@ def _make_sure(file: BinaryIO, notes: TextIO, names: list[str]) -> None:
     os.fsync(notes.fileno())
 
 
-def _lay_out(graphs: Sequence[onnx_ir.Model], leaves: Mapping[str, Leaf]) -> dict[str, list[Place]]:
-    """The initializers that have no values yet, by their leaf, one behind the other in the file."""
+def lay_out(graphs: Sequence[onnx_ir.Model], leaves: Collection[str]) -> Layout:
+    """Gives the initializers that have no values yet their places. Raises CheckpointError for one of no leaf."""
     places: dict[str, list[Place]] = {}
     offset = 0
     for values in _without_bytes(graphs).values():
         fake = values[0].const_value.raw
-        leaf = str(values[0].name).removeprefix(PREFIX)
-        while leaf and leaf not in leaves:
-            leaf = leaf.rpartition(".")[0]
+        leaf = leaf_of(str(values[0].name).removeprefix(PREFIX), leaves)
         if not leaf:
             raise CheckpointError(
                 explain(f"The graph's {values[0].name}", expected="a weight", found="none", todo="Report this.")
@@ -168,7 +178,14 @@ def _lay_out(graphs: Sequence[onnx_ir.Model], leaves: Mapping[str, Leaf]) -> dic
         length = fake.numel() * fake.element_size()
         places.setdefault(leaf, []).append(Place(values, fake.dtype, tuple(map(int, fake.shape)), offset, length))
         offset = -(-(offset + length) // ALIGNMENT) * ALIGNMENT
-    return places
+    return Layout(places)
+
+
+def leaf_of(name: str, leaves: Collection[str]) -> str:
+    """The leaf that one of a model's tensors belongs to; empty if none."""
+    while name and name not in leaves:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def _without_bytes(graphs: Sequence[onnx_ir.Model]) -> dict[str, list[Any]]:
@@ -179,18 +196,3 @@ def _without_bytes(graphs: Sequence[onnx_ir.Model]) -> dict[str, list[Any]]:
             if isinstance(getattr(value.const_value, "raw", None), FakeTensor):
                 found.setdefault(str(value.name), []).append(value)
     return found
-
-
-def require_room(folder: Path, needed_bytes: int) -> None:
-    """Raises OSError if a folder's disk has less room."""
-    free = shutil.disk_usage(folder).free
-    if needed_bytes > free:
-        raise OSError(
-            errno.ENOSPC,
-            explain(
-                str(folder),
-                expected=f"{needed_bytes / 1e9:.1f} GB of room",
-                found=f"{free / 1e9:.1f} GB",
-                todo="Make room, or export to another disk.",
-            ),
-        )

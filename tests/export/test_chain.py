@@ -8,8 +8,10 @@ import pytest
 import typer
 
 from edge_export import chain, cli
-from edge_export.chain import Step, StepError, read_chain, run_chain
+from edge_export.chain import Step, StepError, describe_chain, read_chain, run_chain
+from edge_export.checkpoint import save_model
 from edge_sdk.errors import ConfigError
+from tiny import make
 
 CHAIN = """
 variables: {out: pictures}
@@ -87,9 +89,30 @@ def test_a_failed_step_ends_the_chain_after_those_beside_it(folder: Path) -> Non
 
 
 def test_a_dry_run_runs_nothing_that_does_not_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_chain(read(), dry_run=True)
-    assert times() == {}
+    before = set(folder.rglob("*"))
+    describe_chain(read())
+    assert set(folder.rglob("*")) == before
     assert "plot b.csv --out pictures/three.png" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_each_step_takes_as_far_as_its_files_exist(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(make("no-experts"), folder / "checkpoint")
+    text = """
+stages:
+  - copy: import checkpoint --out copy
+  - graph: onnx copy --out graph
+"""
+    describe_chain(read(text))
+    shown = capsys.readouterr().err
+    assert shown.count("GB to copy;") == 1
+    assert "no estimate yet, without copy" in shown
+    (folder / "checkpoint" / "config.json").write_text("{}")
+    with pytest.raises(StepError, match="copy: expected success"):
+        describe_chain(read(text))
+    assert "model_type" in capsys.readouterr().err
+    assert not (folder / "copy").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -14,7 +19,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from edge_export.calibration import Sequences, batched, compare, read_sequences
+from edge_export.calibration import Sequences, _in_steps, batched, compare, read_sequences
 from edge_export.checkpoint import Checkpoint, fingerprint, load_model, save_model
 from edge_export.cli import app
 from edge_export.gptq import DAMPING, MIN_TOKENS, Observed, gptq, solve_experts
@@ -60,6 +65,20 @@ def plainly(weight: np.ndarray, hessian: np.ndarray, bits: int, block_size: int)
 
 def values_of(found: tuple[torch.Tensor, torch.Tensor], block_size: int) -> torch.Tensor:
     return found[0] * found[1].repeat_interleave(block_size, -2)
+
+
+@torch.no_grad()
+def test_states_and_caches_are_rounded_from_step_to_step() -> None:
+    model, ids = make("plain"), torch.arange(48).reshape(2, 24)
+
+    def error(cache: str, state: str, step: int) -> float:
+        changed = copy.copy(model)
+        changed.config = msgspec.convert({"cache_dtype": cache, "state_dtype": state}, Storage).describe(model.config)
+        return relative_error(_in_steps(changed, ids, step), model(ids))
+
+    assert max(error("float32", "float32", step) for step in (1, 5)) < 1e-5
+    assert 1e-5 < error("float16", "float32", 1) < error("int8", "float32", 1) < 1e-2
+    assert 1e-5 < error("float32", "float16", 12) < error("float32", "float16", 1) < 1e-2
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -219,10 +238,54 @@ def test_the_command_writes_a_plan_and_a_report(checkpoint: Path, tmp_path: Path
     assert rows["float32"]["kl"] == 0
     assert rows["float32"]["top1_agreement"] == 1
     assert rows["plan"]["bytes"] <= size < rows["float32"]["bytes"]
-    assert read_plan(tmp_path / "plan", checkpoint, load_model(checkpoint).config).method == "gptq"
+    assert read_plan(tmp_path / "plan").method == "gptq"
+    states = {name: row for name, row in rows.items() if name.startswith(("cache", "state"))}
+    assert {row["bytes"] for row in states.values()} == {rows["float32"]["bytes"]}
+    order = ("state float16", "cache float16", "cache int8")
+    sizes = [rows[name]["state_bytes"] for name in order]
+    assert rows["float32"]["state_bytes"] > sizes[0] > sizes[1] > sizes[2]
+    assert all(abs(row["kl"]) < 0.01 for row in states.values())
     save_model(make("latent-experts", seed=1), checkpoint)
     with pytest.raises(ConfigError, match="another checkpoint"):
-        read_plan(tmp_path / "plan", checkpoint, load_model(checkpoint).config)
+        export_graph(checkpoint, tmp_path / "graph", Storage(), plan=tmp_path / "plan")
+
+
+KILLED = """
+import os, signal, sys
+from edge_export import quantize_commands as commands
+from edge_export.cli import app
+original = commands.solve
+def killed(source, plan, batches, folder, progress):
+    def at(done, total):
+        if done > total / 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+    original(source, plan, batches, folder, at)
+commands.solve = killed
+app(sys.argv[1:])
+"""
+
+
+def test_a_killed_run_leaves_no_plan_and_is_gone_on_with(checkpoint: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text("I_TURN_LEFT I_WALK I_JUMP I_RUN " * 30)
+
+    def command(name: str) -> list[str]:
+        options = ["--max-length", "40", "--no-report"]
+        return ["quantize", str(checkpoint), "--data", str(data), "--out", str(tmp_path / name), *options]
+
+    result = subprocess.run([sys.executable, "-c", KILLED, *command("out")], check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    left = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.partial" / LEAVES).iterdir()}
+    for name in ("out", "whole"):
+        done = CliRunner().invoke(app, command(name), catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    leaves = {path.name: path for path in (tmp_path / "out" / LEAVES).iterdir()}
+    assert 0 < len(left) < len(leaves)
+    assert {name: leaves[name].stat().st_mtime_ns for name in left} == left  # not solved again
+    for path in (tmp_path / "whole").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint", "data.txt", "out", "whole"]
 
 
 def test_only_what_comes_after_the_prompt_is_scored(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from edge_export.checkpoint import read_config
 from edge_export.inspect import activation_bytes, stored_bytes
 from edge_export.pack import Storage
-from edge_export.trace import save_graph, trace
+from edge_export.trace import graph_proto, save_graph, trace
 from edge_export.weights import PREFIX
 from edge_sdk.model import ModelConfig
 from edge_sdk.speculation import GraphSpec
@@ -86,14 +86,15 @@ def test_the_whole_model_is_traced(name: str, tmp_path: Path) -> None:
     sizes = {"batch": 1, "length": 256, "kept": 1, "capacity": 4096}
     weights = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
     activations = activation_bytes(graph.graph, sizes)
-    print(f"{name}: weights {weights / 1e9:.2f} GB, activations {activations / 1e6:.0f} MB")
+    kinds = Counter(f"{node.domain}.{node.op_type}".lstrip(".") for node in graph.graph)
+    print(f"{name}: weights {weights / 1e9:.2f} GB, activations {activations / 1e6:.0f} MB, {kinds.total()} nodes")
+    print(dict(kinds.most_common()))
     assert weights == pytest.approx(stored_bytes(config, storage), abs=1024)
     # a few rows of the widest layer, and no more than that
     assert 256 * config.hidden * 4 < activations < 256 * 4 * (config.vocab_size + 16 * 32768)
     point_nowhere(graph, tmp_path)
-    save_graph(
-        graph, GraphSpec(config.inputs(), config.outputs()), tmp_path / "model.onnx", {}
-    )  # onnx.checker with shape inference
+    proto = graph_proto(graph, GraphSpec(config.inputs(), config.outputs()), {})
+    save_graph(proto, tmp_path / "model.onnx")  # onnx.checker with shape inference
     proto = onnx.load(tmp_path / "model.onnx", load_external_data=False)
     found = Counter(node.op_type for node in proto.graph.node if node.domain == "edge")
     assert found == expected_operators(config)

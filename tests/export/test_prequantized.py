@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from edge_export import importing, weights
+from edge_export import importing
 from edge_export.checkpoint import Checkpoint, TensorFiles, load_model
 from edge_export.cli import app
 from edge_export.importing import import_checkpoint
@@ -225,7 +225,7 @@ def test_vectors_keep_their_type_and_matrices_get_the_one_asked_for(checkpoint: 
 def test_a_disk_without_room_leaves_no_folder(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(OSError, match="of room"):
         import_checkpoint(checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()

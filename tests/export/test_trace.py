@@ -158,8 +158,8 @@ def test_onnx_reference_evaluator_agrees(cache_dtype: str, tmp_path: Path) -> No
     feeds |= {"input_ids": ids, "past_length": np.zeros(2, np.int64), "logit_positions": np.array([0, 8])}
     logits, *present = ReferenceEvaluator(str(tmp_path / "onnx" / "model.onnx")).run(None, feeds)
     with torch.inference_mode():
-        arguments = (torch.from_numpy(feeds[name]) for name in ("input_ids", "past_length", "logit_positions"))
-        expected, states = model.step(*arguments, model.empty_states(**sizes))
+        tokens, past, kept = (torch.from_numpy(feeds[name]) for name in ("input_ids", "past_length", "logit_positions"))
+        expected, states = model.step(tokens, past, kept, model.empty_states(**sizes))
     assert_close(logits, expected.numpy(), cache_dtype)
     for found, state in zip(present, states):
         assert_close(found, state.numpy(), cache_dtype)

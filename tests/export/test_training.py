@@ -191,8 +191,8 @@ def test_dead_channels_go_without_a_trace() -> None:
                     parameter[~live_hidden] = 0.0
                 if name == "experts.down_weight":
                     parameter[..., ~live_hidden] = 0.0
-        for layer in (0, 4):
-            mixer = teacher.layers[layer].mixer
+        for index in (0, 4):
+            mixer = teacher.layers[index].mixer
             mixer.in_proj.weight[:64].view(4, 16, 64)[:, ::4] = 0.0  # the gates z of every fourth head channel
     shape = StudentShape(hidden=48, mamba_head_dim=12)
     student = prune(teacher, shape, measure(teacher, [batch])).eval()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from edge_export import weights
 from edge_export.checkpoint import Checkpoint, save_model
 from edge_export.pack import Storage, export_graph
 from tiny import make
@@ -104,12 +105,51 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
     export_graph(checkpoint, tmp_path / "out", Storage(weights="int8"))
     before = files(tmp_path / "out")
     read.clear()
-    usage = type("Usage", (), {"free": 1000})()
-    monkeypatch.setattr(weights.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(OSError, match="of room"):
         export_graph(checkpoint, tmp_path / "out", INT4)
     assert read == []
     assert files(tmp_path / "out") == before
+
+
+FILLED = """
+import sys
+from pathlib import Path
+from edge_export.pack import Storage, export_graph
+disk = Path(sys.argv[2])
+def fill(done, total):
+    with (disk / "others").open("ab") as file:  # they take what was free
+        try:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+        except OSError:
+            pass
+try:
+    export_graph(Path(sys.argv[1]), disk / "out", Storage(), fill)
+except OSError as error:
+    print(error.errno, sorted(path.name for path in disk.iterdir()))
+(disk / "others").unlink()
+export_graph(Path(sys.argv[1]), disk / "out", Storage())
+print(sorted(path.name for path in disk.iterdir()))
+"""
+
+
+def test_a_disk_that_others_fill_meanwhile_leaves_no_half_export(checkpoint: Path, tmp_path: Path) -> None:
+    """On a small disk of its own, which a user namespace may mount."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = 'mount -t tmpfs -o size=2m none "$3" && exec "$0" -c "$1" "$2" "$3"'
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*inside, f"mount -t tmpfs none {disk}"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("this system lets no user mount a file system of his own")
+    result = subprocess.run(
+        [*inside, script, sys.executable, FILLED, checkpoint, disk], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    full, done = result.stdout.splitlines()[-2:]
+    assert full == f"{errno.ENOSPC} ['.out.partial', 'others']"
+    assert done == "['out']"
 
 
 def test_progress_ends_at_the_total(checkpoint: Path, tmp_path: Path) -> None:

@@ -108,12 +108,13 @@ def on_torch(operator: Operator, case: Case) -> Run:
 
     from edge_export import torch_ops
 
-    function: Callable[..., Any] = {
+    functions: dict[str, Callable[..., Any]] = {
         "CachedAttention": torch_ops.cached_attention,
         "Mamba2Mixer": torch_ops.mamba2_mixer,
         "MoE": torch_ops.moe,
         "QLinear": torch_ops.qlinear,
-    }[operator.name]
+    }
+    function = functions[operator.name]
     attributes = {name: value for name, value in case.attributes.items() if name != "conv_dim"}
     block_size = attributes.pop("block_size", 0) if operator.name == "MoE" else 0
 

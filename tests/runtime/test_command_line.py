@@ -124,6 +124,13 @@ def test_a_missing_bundle_ends_in_one_clear_line(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_drafts_that_cannot_be_verified_are_refused(scan_bundle: Path) -> None:
+    result = call("run", scan_bundle, "jump", "--speculation", "lookup")
+    assert result.returncode == 1
+    assert "edge-export onnx --speculation" in result.stderr
+    assert call("run", scan_bundle, "jump", "--speculation", "auto").stdout == "I_JUMP\n"
+
+
 @pytest.mark.usefixtures("sigint_is_heard")
 def test_sigint_ends_a_run_at_once_and_keeps_what_was_said(scan_bundle: Path) -> None:
     command = [*EDGE_SDK, "run", str(scan_bundle), "look around right thrice and jump around left thrice"]

@@ -33,7 +33,7 @@ def test_a_file_is_replaced_only_when_all_went_well(tmp_path: Path) -> None:
 @pytest.mark.parametrize("exchange", [True, False])
 def test_a_directory_is_replaced_as_a_whole(tmp_path: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not exchange:
-        monkeypatch.setattr(files.ctypes, "CDLL", lambda name: object())
+        monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     path = tmp_path / "directory"
     for content in ("first", "second", "third"):
         with files.new_directory(path) as new:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import edge_sdk
-from edge_sdk import LanguageModel
-from edge_sdk.prefix_cache import PrefixCache
+from edge_sdk import Bundle, LanguageModel
+from edge_sdk.backends import Snapshot
+from edge_sdk.prefix_cache import WRITES, DiskStore, PrefixCache
 
 COMMANDS = ("walk around left thrice", "jump twice and run", "look opposite right after walk", "turn left")
 
@@ -85,3 +88,32 @@ def test_what_is_remembered_outlasts_the_process(chat_bundle: Path, tmp_path: Pa
     third.prefixes.close()  # type: ignore[union-attr]
     assert (damaged.token_ids, damaged.cached_tokens) == (expected.token_ids, 0)
     assert list(tmp_path.rglob("*.state")) != []  # written anew
+
+
+def test_stray_files_in_the_folder_are_left_alone(chat_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / Bundle.open(chat_bundle).model_id[:16]
+    folder.mkdir()
+    names = ["notes.state", "zz-12.state", "0123-5.state", ".half.state.0123abcd.tmp"]
+    for name in names:
+        (folder / name).write_text("?")
+    model = edge_sdk.load(chat_bundle, threads=1, prefix_cache_folder=tmp_path)
+    assert model.prefixes is not None
+    assert len(model.prefixes) == 0
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names[:3])  # nobody writes the last one any more
+
+
+def test_a_slow_disk_does_not_make_snapshots_pile_up(tmp_path: Path) -> None:
+    written, go_on = list[Path](), threading.Event()
+
+    def write(path: Path, *_: object) -> None:
+        go_on.wait(10)
+        written.append(path)
+
+    cache = PrefixCache(1 << 20, disk=DiskStore(tmp_path, 1 << 20, write=write, read=lambda path: ([], snapshot)))
+    snapshot = Snapshot(1, (np.zeros(8, np.float32),))
+    for token in range(3 * WRITES):
+        cache.add([token], snapshot)
+    go_on.set()
+    cache.close()
+    assert len(written) == WRITES
+    assert len(cache) == 3 * WRITES  # those in memory are all there

@@ -61,6 +61,19 @@ def test_answers_are_what_they_are_alone(chat_bundle: Path, alone: dict[str, tup
     assert max(rows for rows, _ in watched.shapes) == slots
 
 
+def test_a_row_does_not_depend_on_the_others(chat_bundle: Path) -> None:
+    engine = edge_sdk.load(chat_bundle, threads=1, prefix_cache_bytes=0).engine
+    if not engine.has_rows:
+        pytest.skip("needs the native kernels")
+    ids = np.random.default_rng(0).integers(3, 24, (8, 20))
+    for rows in (2, 3, 8):
+        together, alone = engine.empty_states(rows), [engine.empty_states(1) for _ in range(rows)]
+        for column in ids[:rows].T:
+            logits = engine.step(column[:, None], together).copy()
+            for row, states in enumerate(alone):
+                assert (engine.step(column[row : row + 1, None], states)[0] == logits[row]).all()  # to the last bit
+
+
 def test_a_conversation_goes_on_wherever_its_states_lie(chat_bundle: Path) -> None:
     direct = edge_sdk.load(chat_bundle, threads=1)
     watched = Watched(chat_bundle, 4, pause_s=0.001)

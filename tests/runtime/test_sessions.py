@@ -245,3 +245,11 @@ def test_a_shorter_context_may_be_asked_for(model: LanguageModel) -> None:
         assert len(session.everything) == 12
         with pytest.raises(PromptError, match="at most 11 tokens"):
             session.stream("jump")
+
+
+@pytest.mark.parametrize("ids", [[3, 24], [-1], [1 << 70]])
+def test_token_ids_that_the_model_lacks_are_refused(model: LanguageModel, ids: list[int]) -> None:
+    with model.session() as session:
+        with pytest.raises(PromptError, match="expected 0 to 23"):
+            session.read(ids)
+        assert session.generate("jump").token_ids

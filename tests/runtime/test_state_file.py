@@ -8,12 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_sdk import LanguageModel
+from edge_sdk.backends import Snapshot
 from edge_sdk.errors import StateError
+from edge_sdk.state_file import Conversation, write_state
 
 COMMANDS = ("walk around left thrice", "jump twice and run", "look opposite right after walk", "turn left")
 
@@ -46,6 +49,15 @@ def test_a_state_of_another_model_is_refused(
     model.session().save(tmp_path / "a.state")
     monkeypatch.setattr(type(model.bundle), "model_id", "f" * 64)
     with pytest.raises(StateError, match="expected a state of model ffffffff"):
+        model.restore(tmp_path / "a.state")
+
+
+def test_a_state_longer_than_the_context_is_refused(model: LanguageModel, tmp_path: Path) -> None:
+    length = model.config.max_length + 1
+    shapes = [(spec.sized(batch=1, capacity=length), spec.dtype) for spec in model.config.past_specs()]
+    snapshot = Snapshot(length, tuple(np.zeros(shape, dtype) for shape, dtype in shapes))
+    write_state(tmp_path / "a.state", model.bundle.model_id, [3] * length, snapshot, Conversation())
+    with pytest.raises(StateError, match="expected at most 128 positions, found 129"):
         model.restore(tmp_path / "a.state")
 
 

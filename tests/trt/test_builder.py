@@ -122,7 +122,7 @@ def test_activations_have_the_engines_precision(operator: Operator, precision: s
     assert name_of(built.output_types()[0]) == precision
 
 
-DYNAMIC = {
+DYNAMIC: dict[str, dict[str, tuple[int, ...]]] = {
     "Mamba2Mixer": {"proj": (0, 1), "past_conv": (0,), "past_ssm": (0,)},
     "CachedAttention": {
         **dict.fromkeys(("query", "key", "value"), (0, 1)),

@@ -1,0 +1,127 @@
+"""How many drafted tokens are worth verifying, by how long steps took and how often drafts were right."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterable
+
+WINDOW = 7
+"""Steps of a kind whose lower quartile counts: what slows a step down from outside is not what it takes."""
+
+LENGTHS = (1, 2, 4, 8, 16)
+"""Drafted tokens that are verified at once: few, since each length has buffers of its own."""
+
+HOPED_GROWTH = 0.02
+"""Of a plain step's time: what another verified token is thought to take before one was measured."""
+
+MARGIN = 1.05
+"""How many times a plain step's rate verifying must promise."""
+
+STALE = 256
+"""Steps after which the time of a length is no longer believed: machines are busy now and then."""
+
+UNLIKELY = 0.05
+"""Chance to be right below which further drafted tokens are not looked at."""
+
+ROLLBACK_RUN, HEAD = "rollback", "head"
+
+
+class StepTimes:
+    """Seconds that steps of one row took: of a length, of taking back, and of drafting a token with the head.
+
+    In the CPU time of the thread that runs them (time.thread_time), which other programs do not change; an engine's
+    further threads work while it works or waits in a loop.
+    """
+
+    def __init__(self) -> None:
+        self._taken: dict[int | str, deque[float]] = {}
+        self._usual: dict[int | str, float] = {}
+        self._steps = 0
+        self._noted: dict[int, int] = {}
+        """By length how many steps there had been when one was last measured."""
+
+    def note(self, kind: int | str, seconds: float) -> None:
+        """``kind``: the tokens of the step, or ROLLBACK_RUN or HEAD."""
+        taken = self._taken.setdefault(kind, deque(maxlen=WINDOW))
+        if isinstance(kind, int):
+            self._steps += 1
+            if kind > 1 and self._steps - self._noted.get(kind, 0) > STALE:
+                taken.clear()
+            self._noted[kind] = self._steps
+        taken.append(seconds)
+        self._usual[kind] = sorted(taken)[len(taken) // 4]
+
+    def of(self, kind: str) -> float:
+        """Seconds; 0 where it was never measured."""
+        return self._usual.get(kind, 0.0)
+
+    @property
+    def plain(self) -> float | None:
+        """Seconds of a plain step; None before enough of them were measured."""
+        return self._usual[1] if len(self._taken.get(1, ())) > WINDOW // 2 else None
+
+    def verify(self, length: int) -> float:
+        """Seconds of a step of so many tokens, guessed from other lengths where it is not known or no longer so."""
+        if self._known(length):
+            return self._usual[length]
+        known = [kind for kind in list(self._noted) if self._known(kind)]
+        below = max(kind for kind in known if kind < length)
+        above = min((kind for kind in known if kind > length), default=None)
+        if above is None:
+            return max(self._usual[1] * (1 + HOPED_GROWTH * (length - 1)), self._usual[below])
+        share = (length - below) / (above - below)
+        return self._usual[below] + share * (self._usual[above] - self._usual[below])
+
+    def _known(self, length: int) -> bool:
+        noted = self._noted.get(length)
+        return noted is not None and (length == 1 or self._steps - noted <= STALE)
+
+
+def gain(times: StepTimes, rights: Iterable[float], draft_s: float = 0.0) -> tuple[int, float]:
+    """How many of some drafted tokens to verify, and how many times a plain step's rate of tokens that promises.
+
+    ``rights``: for each token how likely it is right if those before it are; ``draft_s``: what drafting one takes.
+    0 tokens and a rate of 1 where none are worth it. Expected tokens as in Leviathan et al. 2023, arXiv 2211.17192,
+    section 3.1, with a likelihood for each token in place of one for all.
+    """
+    best, plain = (0, 1.0), times.plain
+    if plain is None:
+        return best
+    likely, expected = 1.0, 1.0
+    for count, right in enumerate(rights, start=1):
+        likely *= right
+        if likely < UNLIKELY:
+            break
+        expected += likely
+        if count not in LENGTHS:
+            continue
+        spent = times.verify(count + 1) + (1 - likely) * times.of(ROLLBACK_RUN) + count * draft_s
+        if (rate := expected * plain / spent) > max(MARGIN, best[1]):
+            best = (count, rate)
+    return best
+
+
+class Acceptance:
+    """How often drafted tokens were right, by kind: a moving share, which begins at what is known in general."""
+
+    PRIOR, PACE = 0.5, 1 / 12
+
+    def __init__(self, general: Acceptance | None = None) -> None:
+        """``general``: of all sessions, which learns along more slowly."""
+        self._general = general
+        self._pace = self.PACE if general else self.PACE / 4
+        self._shares: dict[Hashable, float] = {}
+
+    def of(self, kind: Hashable) -> float:
+        """The share of tokens of this kind that were right."""
+        share = self._shares.get(kind)
+        if share is None:
+            share = self._general.of(kind) if self._general else self.PRIOR
+        return share
+
+    def note(self, kind: Hashable, right: bool) -> None:
+        """A drafted token of this kind was right or not."""
+        share = self.of(kind)
+        self._shares[kind] = share + self._pace * (right - share)
+        if self._general:
+            self._general.note(kind, right)
