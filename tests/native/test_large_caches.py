@@ -9,7 +9,8 @@ import pytest
 
 from edge_plugins.cached_attention.op import quantize_rows
 from edge_plugins.native import _native
-from edge_sdk.backends.host_memory import mapped_zeros
+from edge_sdk.backends.host_memory import mapped
+from edge_sdk.memory_budget import MemoryBudget
 from edge_sdk.model import AttentionSpec, ModelConfig, state_specs
 
 Arrays = dict[str, Any]
@@ -25,7 +26,7 @@ def caches(cache: str, capacity: int, spec: AttentionSpec) -> Arrays:
         cache_dtype=cache,  # type: ignore[arg-type]
     )
     specs = state_specs("past", config.layers, config)
-    arrays = mapped_zeros(specs, batch=1, capacity=capacity)
+    arrays, _ = mapped(specs, MemoryBudget(), capacity, np.zeros(1, dtype=np.int64))
     return {f"past_{spec.name.split('.')[-1]}": array for spec, array in zip(specs, arrays)}
 
 

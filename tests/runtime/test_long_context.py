@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 import edge_sdk
-from edge_sdk import Bundle, LanguageModel, prefix_cache
+from edge_sdk import Bundle, LanguageModel, memory_budget, prefix_cache
 from edge_sdk.backends import Snapshot, host_memory, ort
-from edge_sdk.backends.host_memory import BLOCK, Backing, can_map, mapped_zeros, zeros
+from edge_sdk.backends.host_memory import BLOCK, buffers, can_map, mapped
 from edge_sdk.backends.ort import OrtEngine
 from edge_sdk.errors import MemoryLimitError, StateError
-from edge_sdk.machine import read_available_memory
+from edge_sdk.memory_budget import KEPT_FREE_BYTES, MemoryBudget
 from edge_sdk.model import AttentionSpec, ModelConfig, TensorSpec
 from edge_sdk.prefix_cache import PrefixCache
-from edge_sdk.state_file import read_state, write_state
+from edge_sdk.state_file import Conversation, read_state, write_state
 from edge_sdk.telemetry import read_memory
 
 MIB = 1 << 20
@@ -42,13 +42,15 @@ def engine(scan_bundle: Path) -> OrtEngine:
 def free(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What the machine says is free beside what is kept for others, in bytes: the list's only number."""
     found = [1 << 60]
-    monkeypatch.setattr(host_memory, "read_available_memory", lambda: found[0] + host_memory.KEPT_FREE_BYTES)
+    monkeypatch.setattr(memory_budget, "read_available_memory", lambda root: found[0] + KEPT_FREE_BYTES)
+    monkeypatch.setattr(memory_budget, "LOOK_FROM_BYTES", 0)
     return found
 
 
 def test_only_what_is_written_takes_memory() -> None:
     before = read_memory().resident_bytes
-    key, scale = mapped_zeros(CACHES, batch=3, capacity=1 << 24)
+    (key, scale), backing = mapped(CACHES, MemoryBudget(), 1 << 24, np.zeros(3, dtype=np.int64))
+    assert backing.positions.tolist() == [BLOCK] * 3
     assert (key.shape, scale.shape, key.dtype) == ((3, 2, 1 << 24, 64), (3, 2, 1 << 24), np.float16)
     assert key.nbytes == 12 << 30
     assert read_memory().resident_bytes - before < 8 * MIB
@@ -60,8 +62,8 @@ def test_only_what_is_written_takes_memory() -> None:
 
 
 def test_arrays_begin_at_cache_lines_and_do_not_overlap() -> None:
-    for make in (zeros, mapped_zeros):
-        arrays = make(CACHES, batch=1, capacity=3)
+    budget, one = MemoryBudget(), np.ones(1, dtype=np.int64)
+    for arrays in (buffers(CACHES, budget, batch=1, capacity=3), mapped(CACHES, budget, 3, one)[0]):
         assert all(array.ctypes.data % host_memory.CACHE_LINE == 0 for array in arrays)
         for value, array in enumerate(arrays, start=1):
             array[...] = value
@@ -107,26 +109,74 @@ def test_mapped_caches_answer_as_growing_ones(engine: OrtEngine, monkeypatch: py
     np.testing.assert_allclose(np.concatenate(found, axis=1), expected, atol=5e-3)
 
 
-def test_memory_is_looked_for_block_by_block(free: list[int]) -> None:
-    positions = np.zeros(3, dtype=np.int64)
-    backing = Backing(CACHES, 3 * BLOCK + 1, positions)
-    size = 2 * (64 * 2 + 4)
-    free[0] = BLOCK * size
-    backing.extend(np.array([1, 0, 0]))
+def test_memory_is_charged_for_block_by_block(free: list[int]) -> None:
+    budget, size = MemoryBudget(), 2 * (64 * 2 + 4)
+    free[0] = 3 * BLOCK * size
+    arrays, backing = mapped(CACHES, budget, 3 * BLOCK + 1, np.array([1, 0, 0]))
+    assert budget.used_bytes == 3 * BLOCK * size
     free[0] = 0
-    backing.extend(np.array([BLOCK, 0, 0]))  # found already
-    with pytest.raises(MemoryLimitError, match="to be free, found 64 MiB"):
+    backing.extend(np.array([BLOCK, 0, 0]))  # charged for already
+    with pytest.raises(MemoryLimitError, match="of which stay free"):
         backing.extend(np.array([BLOCK + 1, 0, 0]))
     free[0] = 2 * BLOCK * size - 1
     with pytest.raises(MemoryLimitError):
-        backing.rows(1, 3).extend(np.array([5, 5]))
-    assert positions.tolist() == [BLOCK, 0, 0]
+        backing.rows(1, 3).extend(np.array([BLOCK + 5, BLOCK + 5]))
+    assert backing.positions.tolist() == [BLOCK] * 3
     free[0] += 1
-    backing.rows(1, 3).extend(np.array([5, 5]))
-    assert positions.tolist() == [BLOCK] * 3
+    backing.rows(1, 3).extend(np.array([BLOCK + 5, BLOCK + 5]))
+    assert backing.positions.tolist() == [BLOCK, 2 * BLOCK, 2 * BLOCK]
     free[0] = (2 * BLOCK + 1) * size  # the last block is what is left of the capacity
     backing.extend(np.array([3 * BLOCK + 1, 0, 0]))
-    assert positions.tolist() == [3 * BLOCK + 1, BLOCK, BLOCK]
+    assert backing.positions.tolist() == [3 * BLOCK + 1, 2 * BLOCK, 2 * BLOCK]
+    assert budget.used_bytes == (7 * BLOCK + 1) * size
+    del arrays
+    assert budget.used_bytes == 0
+
+
+def test_a_limit_holds_for_what_is_mapped() -> None:
+    budget, size = MemoryBudget(), 2 * (64 * 2 + 4)
+    budget.limit_bytes = 2 * BLOCK * size
+    arrays, backing = mapped(CACHES, budget, 1 << 20, np.array([0]))
+    with pytest.raises(MemoryLimitError, match="bytes in use"):
+        backing.extend(np.array([2 * BLOCK + 1]))
+    backing.extend(np.array([2 * BLOCK]))
+    with pytest.raises(MemoryLimitError, match="bytes in use"):
+        mapped(CACHES, budget, 1 << 20, np.array([0]))
+    assert budget.used_bytes == budget.limit_bytes
+    del arrays
+    assert budget.used_bytes == 0
+
+
+def test_a_mapping_that_was_given_back_is_taken_again() -> None:
+    budget, size = MemoryBudget(), 2 * (64 * 2 + 4)
+    small, big = (mapped(CACHES, budget, 1 << 20, np.array([length])) for length in (5, 5000))
+    addresses = [arrays[0].ctypes.data for arrays, _ in (small, big)]
+    counted = int(big[1].positions[0]) * size
+    del small, big
+    assert budget.used_bytes == 0
+    arrays, backing = mapped(CACHES, budget, 1 << 20, np.array([4000]))
+    assert arrays[0].ctypes.data == addresses[1]
+    assert budget.used_bytes == counted  # what it was written of is still there
+    before = read_memory().resident_bytes
+    arrays[0][:, :, :5000] = 1
+    assert read_memory().resident_bytes - before < MIB
+    budget.limit_bytes = counted + BLOCK * size
+    other, _ = mapped(CACHES, budget, 1 << 20, np.array([0]))
+    assert other[0].ctypes.data == addresses[0]
+    backing.extend(np.array([5000]))
+    with pytest.raises(MemoryLimitError):
+        backing.extend(np.array([6000]))
+
+
+def test_a_long_mapping_that_was_given_back_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_budget, "SPARE_BYTES", MIB)
+    budget, before = MemoryBudget(), read_memory().resident_bytes
+    arrays, _ = mapped(CACHES, budget, 1 << 20, np.array([1 << 17]))
+    arrays[0][:, :, : 1 << 17] = 1
+    assert read_memory().resident_bytes - before > 32 * MIB
+    del arrays
+    assert read_memory().resident_bytes - before < 2 * MIB
+    assert budget._spare == {}
 
 
 def test_a_step_without_memory_changes_nothing(
@@ -177,23 +227,15 @@ def test_a_context_that_is_asked_for_must_fit(chat_model: LanguageModel, free: l
     assert chat_model.session().max_context == config.max_length
 
 
-def test_states_that_do_not_fit_are_not_made(free: list[int]) -> None:
-    free[0] = 16 * MIB
-    zeros(CACHES, batch=1, capacity=16 * MIB // 264)
-    with pytest.raises(MemoryLimitError, match="to be free, found 80 MiB"):
-        zeros(CACHES, batch=1, capacity=16 * MIB // 264 + 1)
-    free[0] = 1 << 60
-    with pytest.raises(MemoryLimitError, match="Unable to allocate"):
-        zeros(CACHES, batch=1 << 16, capacity=1 << 24)
-    with pytest.raises(MemoryLimitError):
-        mapped_zeros(CACHES, batch=1 << 20, capacity=1 << 24)
+def test_addresses_that_are_not_there_are_refused() -> None:
+    with pytest.raises(MemoryLimitError, match="Cannot allocate memory"):
+        mapped(CACHES, MemoryBudget(), 1 << 24, np.zeros(1 << 20, dtype=np.int64))
 
 
 def test_a_token_costs_no_copy_of_what_was_said(chat_model: LanguageModel) -> None:
     text = "x" * 32 * MIB
-    conversation = {"messages": [], "pending": [], "text": text, "preamble": "", "template": {}}
     with chat_model.session() as session:
-        session.resume([], chat_model.engine.empty_states(1), conversation)
+        session.resume([], chat_model.engine.empty_states(1), Conversation(text=text))
         session.begin_answer()
         peak = peak_of(lambda: [session.add_answered(5, "y") for _ in range(10)])
         assert session.text == text + 10 * "y"
@@ -205,7 +247,7 @@ def test_a_saved_state_is_not_read_into_memory(tmp_path: Path) -> None:
     config = ModelConfig(family="none", vocab_size=1, hidden=1, layers=(spec,))
     rng = np.random.default_rng(0)
     arrays = tuple(rng.integers(0, 9, (1, 8, 4096, 128)).astype(np.float16) for _ in range(2))
-    write_state(tmp_path / "long.state", "model", range(4096), Snapshot(4096, arrays), {})
+    write_state(tmp_path / "long.state", "model", [0] * 4096, Snapshot(4096, arrays), Conversation())
     read: list[Snapshot] = []
     peak = peak_of(lambda: read.append(read_state(tmp_path / "long.state", "model", config)[2]))
     assert peak < 2 * MIB < read[0].nbytes == 16 * MIB
@@ -235,27 +277,3 @@ def test_few_long_prompts_are_remembered(monkeypatch: pytest.MonkeyPatch) -> Non
     assert cache.plan([30] * 5 + [0] * 5, 0) == [5]
     assert cache.plan([7] * 100, 0) == []
     assert cache.plan([7] * 50 + [8], 0) == [50]  # the last one, however long
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_the_nearest_limit_counts(tmp_path: Path, version: int) -> None:
-    def write(name: str, text: str) -> None:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-    assert read_available_memory(tmp_path) is None
-    write("proc/meminfo", "MemTotal: 4000 kB\nMemAvailable:    3000 kB\n")
-    assert read_available_memory(tmp_path) == 3000 * 1024
-    top = "sys/fs/cgroup/" if version == 2 else "sys/fs/cgroup/memory/"
-    write("proc/self/cgroup", "0::/robot/chat\n" if version == 2 else "5:cpu:/x\n4:memory:/robot/chat\n")
-    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-    write(f"{top}robot/chat/{names[0]}", "max\n")
-    write(f"{top}robot/chat/{names[1]}", "100\n")
-    assert read_available_memory(tmp_path) == 3000 * 1024
-    write(f"{top}robot/{names[0]}", "2000\n")
-    write(f"{top}robot/{names[1]}", "1500\n")
-    write(f"{top}robot/memory.stat", "inactive_file 40\ntotal_inactive_file 40\n")
-    assert read_available_memory(tmp_path) == 540
-    write(f"{top}robot/{names[1]}", "5000\n")
-    assert read_available_memory(tmp_path) == 0
