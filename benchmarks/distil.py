@@ -5,8 +5,8 @@
 
 Three tasks: SCAN's simple and length splits (from its grammar, samples/scan_rover/scan.py), and a byte-level language
 model over the documentation in Debian's perl-modules and the licences in base-files. The student's shape is searched
-under a budget of a quarter of the teacher's parameters. Distilled and from-scratch students see the same batches, of the
-language model's text a small share, as a model distilled in practice sees little of what its teacher has read.
+under a budget of a quarter of the teacher's parameters. Distilled and from-scratch students see the same batches; of
+the text they see a small share, as a model distilled in practice sees little of what its teacher has read.
 """
 
 from __future__ import annotations

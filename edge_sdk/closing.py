@@ -17,8 +17,9 @@ Plan = tuple[int, ...]
 # In free text, such as a string of JSON, everything else is content. This character is no grammar's syntax.
 FREE = b"~"
 ENDS_OF_TEXT = (b'"', b"'", b"`", b"\n", b"/", b")", b"]", b"}", b">")
-# Elsewhere: what closes comes before what separates, digits, letters, what opens, and spaces.
-STRUCTURE = b"}])\">'`;,.:@/=0123456789-tfnabcdeghijklmopqrsuvwxyz"
+# Elsewhere: what closes comes before what separates, digits, letters, what opens, and spaces; and first of all what can
+# stand only once in an address, whose local part would else go on for ever.
+STRUCTURE = b"@}])\">'`;,.:/=0123456789-tfnabcdeghijklmopqrsuvwxyz"
 LAST = b"[({<\\ \n\t\r"
 
 # A walk's steps are characters, forced passages or tokens. The greedy walk may be long, as a string with a minimal

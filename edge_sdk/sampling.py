@@ -21,6 +21,9 @@ LIKELIEST_FIRST = 1024
 COLDEST = 1e-5
 """Below this temperature the draw is the likeliest token, and a division by it would overflow."""
 
+LARGEST = 1e30
+"""Of logits that a penalty changed: differences of them may be divided by any temperature."""
+
 
 class Choice(msgspec.Struct, frozen=True):
     """A chosen token and, where they were asked for, log-probabilities by the model's own logits."""
@@ -86,8 +89,7 @@ class Sampler:
         options, adjusted = self.options, np.array(logits)
         if options.repetition_penalty != 1:
             seen = np.fromiter(self._seen, np.int64)
-            penalty = options.repetition_penalty
-            adjusted[seen] = np.where(adjusted[seen] > 0, adjusted[seen] / penalty, adjusted[seen] * penalty)
+            adjusted[seen] = _penalised(adjusted[seen], options.repetition_penalty)
         if self._chosen and (options.presence_penalty or options.frequency_penalty):
             chosen = np.fromiter(self._chosen.keys(), np.int64)
             counts = np.fromiter(self._chosen.values(), np.float32)
@@ -103,6 +105,14 @@ class Sampler:
         logprobs -= np.log(np.exp(logprobs).sum())
         best = _largest(logprobs, count) if count else ()
         return Choice(token, float(logprobs[token]), tuple((int(index), float(logprobs[index])) for index in best))
+
+
+def _penalised(logits: np.ndarray, penalty: float) -> np.ndarray:
+    """Logits of tokens that were there before (Keskar et al. 2019, arXiv 1909.05858, 4.1), finite at any penalty."""
+    with np.errstate(all="ignore"):
+        adjusted = np.nan_to_num(np.where(logits > 0, logits / penalty, logits * penalty))
+    finite: np.ndarray = np.clip(adjusted, -LARGEST, LARGEST)
+    return finite
 
 
 def distribution(logits: np.ndarray, options: Options) -> tuple[np.ndarray, np.ndarray]:

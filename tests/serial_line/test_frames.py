@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from cobs import cobs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -169,7 +170,7 @@ def forged(draw: st.DrawFn) -> bytes:
     )
     body += payload
     body += struct.pack("<I", zlib.crc32(body))
-    return b"\0" + frames.cobs.encode(body) + b"\0"
+    return b"\0" + cobs.encode(body) + b"\0"
 
 
 def python_decoder(stream: bytes, piece: int) -> list[str]:
@@ -202,7 +203,7 @@ def test_blocks_without_a_zero_are_the_same_in_c(compiled: Callable[..., Path], 
     """COBS has a rule of its own for runs of 254 bytes; with 122 values the frame ends where such a run does."""
     message = Command(0x01010101, np.full(floats, 0x01010101, np.uint32).view(np.float32))
     wires = [encode(message, session=0x01010101, sequence=0x01010101 + i) for i in range(4)]
-    bodies = [frames.cobs.decode(wire[1:-1]) for wire in wires]
+    bodies = [cobs.decode(wire[1:-1]) for wire in wires]
     assert any(0 not in body for body in bodies)
     for i, wire in enumerate(wires):
         command = [compiled(FUZZ, *SANITIZE), "encode", "4", str(0x01010101), str(0x01010101 + i)]
@@ -213,7 +214,7 @@ def test_blocks_without_a_zero_are_the_same_in_c(compiled: Callable[..., Path], 
 
 def test_a_payload_that_only_just_fits_between_two_zeros_is_too_long(compiled: Callable[..., Path]) -> None:
     body = struct.pack("<BBHII", 1, 5, 513, 1, 2) + bytes(513)
-    wire = b"\0" + frames.cobs.encode(body + struct.pack("<I", zlib.crc32(body))) + b"\0"
+    wire = b"\0" + cobs.encode(body + struct.pack("<I", zlib.crc32(body))) + b"\0"
     assert len(wire) - 2 <= frames.MAX_ENCODED
     assert c_decoder(compiled, wire) == python_decoder(wire, 100) == [str(Result.BAD_LENGTH.value)]
 
