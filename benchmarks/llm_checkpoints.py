@@ -31,7 +31,7 @@ OUTPUTS = ("out_proj.weight", "o_proj.weight", "down_proj.weight", "fc2_latent_p
 """Matrices whose products are added to the residual stream, by the ends of their names."""
 
 
-def _config(pattern: str, vocab_size: int, hidden: int, **layers: LayerSpec) -> ModelConfig:
+def _config(pattern: str, vocab_size: int, hidden: int, context: int = CONTEXT, **layers: LayerSpec) -> ModelConfig:
     """A config whose layers are those of ``layers`` (mamba2, attention, mlp, moe) in the pattern's order."""
     kinds = {letter: kind for kind, letter in ModelConfig.LETTERS.items()}
     return ModelConfig(
@@ -39,7 +39,7 @@ def _config(pattern: str, vocab_size: int, hidden: int, **layers: LayerSpec) -> 
         vocab_size=vocab_size,
         hidden=hidden,
         layers=tuple(layers[kinds[letter]] for letter in pattern),
-        max_length=CONTEXT,
+        max_length=context,
         bos_token_id=1,
         eos_token_ids=(2,),
         pad_token_id=0,
@@ -81,6 +81,17 @@ SIZES = {
         mamba2=Mamba2Spec(heads=96, head_dim=80, groups=8, state=128),
         attention=AttentionSpec(heads=40, kv_heads=8, head_dim=128),
         mlp=MlpSpec(intermediate=12544),
+    ),
+    # 25 M parameters, for long_context.py: its two attention layers have one head each, since reading a million tokens
+    # takes 64 TFLOP for each 32 channels of queries
+    "long": _config(
+        "MMM-M*MMM-M*MM-",
+        vocab_size=4096,
+        hidden=512,
+        context=2**20,
+        mamba2=Mamba2Spec(heads=16, head_dim=64, groups=2, state=64),
+        attention=AttentionSpec(heads=1, kv_heads=1, head_dim=32),
+        mlp=MlpSpec(intermediate=1024),
     ),
     # For the tests.
     "tiny": _config(

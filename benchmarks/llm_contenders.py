@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import os
 import subprocess
 import sys
@@ -229,6 +230,10 @@ class Worker:
         return samples
 
 
+class TimeLimitError(RuntimeError):
+    """A contender took longer than it may."""
+
+
 class LlamaBench:
     """llama.cpp's llama-bench on one GGUF file."""
 
@@ -240,8 +245,9 @@ class LlamaBench:
         self.peak_bytes = 0
         self._command = [str(program), "-m", str(path), "-t", str(threads), "-r", "1", "-o", "json"]
 
-    def round(self, tasks: Sequence[Task]) -> list[Sample]:
-        """One measurement of each task, llama-bench's own warming up before it."""
+    def round(self, tasks: Sequence[Task], limit_s: float = math.inf) -> list[Sample]:
+        """One measurement of each task, llama-bench's own warming up before it. Raises TimeLimitError."""
+        started = time.monotonic()
         contexts = sorted({task.context for task in tasks})
         command = [*self._command, "-d", ",".join(map(str, contexts))]
         for kind, option in ((PREFILL, "-p"), (DECODE, "-n")):
@@ -252,6 +258,10 @@ class LlamaBench:
                 # not ru_maxrss, in which the memory of the process that forked counts
                 self.peak_bytes = max(self.peak_bytes, peak_bytes(process.pid))
                 time.sleep(0.02)
+                if time.monotonic() - started > limit_s:
+                    process.kill()
+                    process.wait()
+                    raise TimeLimitError(f"{' '.join(command)} took more than {limit_s} s")
             if process.returncode != 0:
                 raise RuntimeError(f"{' '.join(command)} ended with code {process.returncode}: see above")
             output.seek(0)

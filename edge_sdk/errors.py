@@ -25,7 +25,7 @@ class BusyError(EdgeError):
     """Too many want answers at the same time."""
 
 
-class MemoryLimitError(EdgeError):
+class MemoryLimitError(EdgeError, MemoryError):
     """There is no memory for more states. What was asked for was not begun; sessions are as they were."""
 
 

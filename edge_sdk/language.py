@@ -13,7 +13,7 @@ import numpy as np
 from edge_sdk.answer import Completion
 from edge_sdk.backends import Engine, States, choose_engine
 from edge_sdk.bundle import Bundle
-from edge_sdk.errors import ImageError, MemoryLimitError, explain
+from edge_sdk.errors import ImageError, explain
 from edge_sdk.model import ModelConfig
 from edge_sdk.options import Options
 from edge_sdk.pace import Acceptance
@@ -62,6 +62,9 @@ class LanguageModel:
         self, max_context: int | None = None, template: Mapping[str, Any] | None = None, *, priority: int = 0
     ) -> Session:
         """A new conversation of at most ``max_context`` tokens, or as many as the model takes.
+
+        Memory is taken as the context grows. Of ``max_context`` tokens it must be free now; MemoryLimitError is raised
+        where it is not, and later, before a step, where it was used up meanwhile: docs/long_context.md.
 
         ``template``: what the chat template is given besides the messages, such as ``tools`` and ``enable_thinking``.
 
@@ -132,7 +135,7 @@ class LanguageModel:
             try:
                 with self.steps.exclusive():
                     snapshot = states.snapshot()
-            except (MemoryError, MemoryLimitError) as error:
+            except MemoryError as error:
                 log.warning("a beginning of a prompt is not remembered: %s", error)
                 return
             self.prefixes.add(token_ids, snapshot)

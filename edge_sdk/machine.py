@@ -71,6 +71,36 @@ def read_machine(root: Path = Path("/")) -> Machine:
     )
 
 
+def read_available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process may still take: of the machine, and of each control group that it is in; None unknown."""
+    meminfo = _fields(_text(root / "proc/meminfo"))
+    found = [_kibibytes(meminfo["MemAvailable"])] if "MemAvailable" in meminfo else []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            top, names = root / "sys/fs/cgroup" / controllers, path.strip("/").split("/")
+            groups = [top.joinpath(*names[:depth]) for depth in range(len(names) + 1)]
+            found += [room for group in groups if (room := _room(group)) is not None]
+    return min(found, default=None)
+
+
+GROUP_FILES = {
+    "memory.max": ("memory.current", "inactive_file"),
+    "memory.limit_in_bytes": ("memory.usage_in_bytes", "total_inactive_file"),
+}
+"""What limits a control group: file, what it uses, and its entry in memory.stat that is given back; version 2, 1."""
+
+
+def _room(group: Path) -> int | None:
+    """Bytes that a control group may still take; None where it has no limit."""
+    for limit, (usage, reclaimable) in GROUP_FILES.items():
+        largest, used = _text(group / limit).strip(), _text(group / usage).strip()
+        if largest.isdigit() and used.isdigit():
+            fields = dict(line.split() for line in _text(group / "memory.stat").splitlines())
+            return max(0, int(largest) - int(used) + int(fields.get(reclaimable, 0)))
+    return None
+
+
 def read_gpus(root: Path = Path("/")) -> tuple[tuple[Gpu, ...], str]:
     """The GPUs that the CUDA driver finds, or none and the reason."""
     try:

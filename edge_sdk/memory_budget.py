@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import mmap
+import sys
 import threading
 import weakref
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from edge_sdk.errors import MemoryLimitError, explain
+from edge_sdk.machine import read_available_memory
 
 LOOK_FROM_BYTES = 1 << 20
 """Less than this is handed out without a look at what the machine has left."""
@@ -18,16 +21,29 @@ LOOK_FROM_BYTES = 1 << 20
 KEPT_FREE_BYTES = 64 << 20
 """Left to everything else on the machine."""
 
-
 SPARE_BYTES = 128 << 20
 """What was given back and is kept at most for the next session of the same size."""
+
+MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # Python has it since 3.13
+
+
+@dataclass(eq=False)
+class Piece:
+    """A piece of memory that was handed out."""
+
+    memory: np.ndarray
+    """(size) uint8."""
+    counted_bytes: int
+    """What of it counts as in use: all, or of a mapping what was charged for."""
+    positions: np.ndarray
+    """How much of each row (rows) int64 of a mapping was charged for, as who charges counts it; else (0)."""
 
 
 class MemoryBudget:
     """Hands out the memory of states and counts what of it is in use.
 
     Linux promises more memory than there is and ends a process that then uses it, so that a failed allocation alone
-    would come too late: before each large one this looks at what is left. Some of what is given back is kept, for to
+    would come too late: before about each MiB this looks at what is left. Some of what is given back is kept, for to
     touch new pages takes longer than to fill old ones.
     """
 
@@ -36,61 +52,113 @@ class MemoryBudget:
         self.limit_bytes: int | None = None
         """Of all states together; None is as much as the machine has."""
         self._root = root
-        self._given: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
         self._numbers = itertools.count()
-        self._spare: dict[int, np.ndarray] = {}
-        """Memory that was given back, by its address in Python, the oldest first."""
+        self._given: dict[int, Piece] = {}
+        """What is in use, by number."""
+        self._spare: dict[int, Piece] = {}
+        """What was given back, by number, the oldest first."""
+        self._unseen_bytes = 0
+        """What was asked for since the last look at the machine."""
         self._lock = threading.Lock()
 
     @property
     def used_bytes(self) -> int:
         """What was handed out and is still in use."""
-        return sum(memory.nbytes for memory in list(self._given.values()))
+        return sum(piece.counted_bytes for piece in list(self._given.values()))
 
     def take(self, size: int) -> np.ndarray:
         """So many bytes (size) uint8, with anything in them. Raises MemoryLimitError."""
         with self._lock:
-            memory = self._take_spare(size)
-            if memory is None:
-                self._spare.clear()
-                self.check(size)
+            piece = self._spare_like(size, 0, size)
+            if piece is None:
+                self._make_room(size)
                 try:
                     memory = np.empty(size, dtype=np.uint8)
                 except MemoryError:  # the process has a limit of its own (ulimit -v)
                     raise _refusal(size, "less than that") from None
-            lent = np.frombuffer(memory.data, dtype=np.uint8)  # whose views refer to it and not to the memory behind
-            self._given[next(self._numbers)] = lent
-            weakref.finalize(lent, self._give_back, memory).atexit = False
+                piece = Piece(memory, size, np.zeros(0, dtype=np.int64))
+            return self._lend(piece)
+
+    def map(self, size: int, rows: int, wanted_bytes: int) -> tuple[np.ndarray, Piece]:
+        """Addresses (size) uint8, whose pages take memory once they are written, and what counts how many that are.
+
+        Before any is written it must be charged for, but for what the piece says to be charged for already: of those
+        that were given back it is the one that has nearest to ``wanted_bytes``. Raises MemoryLimitError.
+        """
+        with self._lock:
+            piece = self._spare_like(size, rows, wanted_bytes)
+            if piece is None:
+                try:
+                    memory = np.frombuffer(reserve_addresses(size), dtype=np.uint8)
+                except OSError as error:
+                    raise _refusal(size, str(error)) from None
+                piece = Piece(memory, 0, np.zeros(rows, dtype=np.int64))
+            return self._lend(piece), piece
+
+    def charge(self, piece: Piece, size: int) -> None:
+        """Counts so many bytes more of a mapping. Raises MemoryLimitError, and changes nothing."""
+        with self._lock:
+            self._make_room(size)
+            piece.counted_bytes += size
+
+    def _spare_like(self, size: int, rows: int, wanted_bytes: int) -> Piece | None:
+        """Of what was given back the piece of this size that fits best, if the limit allows for one."""
+        left = None if self.limit_bytes is None else self.limit_bytes - self.used_bytes
+        fitting = {
+            number: piece
+            for number, piece in self._spare.copy().items()
+            if (piece.memory.nbytes, len(piece.positions)) == (size, rows)
+            and (left is None or piece.counted_bytes <= left)
+        }
+        if not fitting:
+            return None
+        return self._spare.pop(min(fitting, key=lambda number: abs(fitting[number].counted_bytes - wanted_bytes)), None)
+
+    def _lend(self, piece: Piece) -> np.ndarray:
+        lent = np.frombuffer(piece.memory.data, dtype=np.uint8)  # whose views refer to it and not to the memory behind
+        number = next(self._numbers)
+        self._given[number] = piece
+        weakref.finalize(lent, self._give_back, number).atexit = False
         return lent
 
-    def _take_spare(self, size: int) -> np.ndarray | None:
-        """Of what was given back one of this size, if the limit allows it."""
-        fits = self.limit_bytes is None or self.used_bytes + size <= self.limit_bytes
-        for key, memory in self._spare.copy().items():
-            if memory.nbytes == size and fits:
-                return self._spare.pop(key, None)
-        return None
-
-    def _give_back(self, memory: np.ndarray) -> None:
+    def _give_back(self, number: int) -> None:
         """Called where the last view of it goes, in any thread and at any time: it must not wait for the lock."""
-        self._spare[id(memory)] = memory
+        piece = self._given.pop(number)
+        if piece.counted_bytes > SPARE_BYTES:
+            return
+        self._spare[number] = piece
         kept = self._spare.copy()
-        total = sum(spare.nbytes for spare in kept.values())
+        total = sum(spare.counted_bytes for spare in kept.values())
         for key, spare in kept.items():
             if total <= SPARE_BYTES:
                 return
-            total -= spare.nbytes
+            total -= spare.counted_bytes
             self._spare.pop(key, None)
+
+    def _make_room(self, size: int) -> None:
+        """As check, but lets go of what is kept before it refuses."""
+        try:
+            self.check(size)
+        except MemoryLimitError:
+            self._spare.clear()
+            self.check(size)
 
     def check(self, size: int) -> None:
         """Raises MemoryLimitError where so many bytes more do not fit."""
         if self.limit_bytes is not None and self.used_bytes + size > self.limit_bytes:
             raise _refusal(size, f"{self.used_bytes:,} of {self.limit_bytes:,} bytes in use")
-        if size < LOOK_FROM_BYTES:
+        self._unseen_bytes += size
+        if self._unseen_bytes < LOOK_FROM_BYTES:
             return
-        left = free_bytes(self._root)
+        left = read_available_memory(self._root)
         if left is not None and size > left - KEPT_FREE_BYTES:
             raise _refusal(size, f"{left:,} bytes left, {KEPT_FREE_BYTES:,} of which stay free")
+        self._unseen_bytes = 0
+
+
+def reserve_addresses(size: int) -> mmap.mmap:
+    """A private anonymous mapping that the kernel need not answer for (mmap(2), MAP_NORESERVE). Raises OSError."""
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
 
 
 def _refusal(size: int, found: str) -> MemoryLimitError:
@@ -99,35 +167,6 @@ def _refusal(size: int, found: str) -> MemoryLimitError:
             "Memory for a session's states",
             expected=f"{size:,} bytes",
             found=found,
-            todo="Close a session, or open it with a smaller max_context.",
+            todo="Close a session, open it with a smaller max_context, or export with --cache-dtype int8.",
         )
     )
-
-
-def free_bytes(root: Path = Path("/")) -> int | None:
-    """What this process may still take before the kernel ends it; None where the kernel does not say.
-
-    The least of what the machine has (MemAvailable) and what its control group and those around it have (cgroup v2:
-    what the kernel can take back from its caches counts as free).
-    """
-    return min(_free_amounts(root), default=None)
-
-
-def _free_amounts(root: Path) -> Iterator[int]:
-    for line in _lines(root / "proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            yield int(line.split()[1]) * 1024
-    own = next((line[3:] for line in _lines(root / "proc/self/cgroup") if line.startswith("0::")), "/")
-    for group in (PurePosixPath(own), *PurePosixPath(own).parents):
-        folder = root / "sys/fs/cgroup" / group.relative_to("/")
-        limit, used = ("".join(_lines(folder / name)) for name in ("memory.max", "memory.current"))
-        if limit.isdigit() and used.isdigit():
-            caches = dict(line.split() for line in _lines(folder / "memory.stat"))
-            yield int(limit) - int(used) + int(caches.get("inactive_file", 0))
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []

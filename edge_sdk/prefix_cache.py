@@ -23,8 +23,8 @@ from edge_sdk.backends import Snapshot
 from edge_sdk.errors import MemoryLimitError, StateError
 from edge_sdk.files import remove_abandoned
 
-PROMPTS = 32
-"""Earlier prompts that a new one is compared with."""
+PROMPTS, PROMPTS_TOKENS = 32, 1 << 22
+"""Earlier prompts that a new one is compared with: at most so many, of so many tokens together."""
 
 PARTS = 8
 """Regular snapshots of one prompt at most: with the attention's caches they grow with the position."""
@@ -104,6 +104,8 @@ class PrefixCache:
         with self._lock:
             shared = max((_common(ids, prompt) for prompt in self._prompts), default=0)
             self._prompts.append(ids)
+            while len(self._prompts) > 1 and sum(map(len, self._prompts)) > PROMPTS_TOKENS:
+                self._prompts.popleft()
         step = max(self.interval, len(ids) // PARTS)
         regular = range(step, len(ids), step)
         branch = min(shared, len(ids) - 1)  # a repeated prompt must have a token left to read

@@ -52,6 +52,8 @@ class Session:
         """What the chat template is given besides the messages."""
         self.max_context = min(max_context or model.engine.max_length, model.engine.max_length)
         """Longest conversation, in tokens."""
+        if max_context is not None:
+            model.engine.check_room(self.max_context)
         self.messages: list[Message] = []
         """What was said since :meth:`read` was last called."""
         self.cached_tokens = 0
@@ -60,8 +62,8 @@ class Session:
         """Those that the states hold."""
         self._pending: list[int] = []
         """Tokens that were said but not fed yet."""
-        self._text = ""
-        """All that was read and answered, as text."""
+        self._texts = [""]
+        """All that was read and answered, as text, in parts: an answer adds to a long one token by token."""
         self._preamble = ""
         """What of it the messages come after."""
         self._pictures: dict[str, Picture] = {}
@@ -119,8 +121,8 @@ class Session:
         self._check_room(len(self.everything) + len(expanded), answer=0)
         self._end_answer()
         self._pictures |= {picture.name: picture for picture in pictures}
-        self._text += text if isinstance(text, str) else self.model.codec.decode(ids)
-        self._preamble, self.messages = self._text, []
+        self._texts.append(text if isinstance(text, str) else self.model.codec.decode(ids))
+        self._preamble, self.messages = self.text, []
         self._pending += expanded
 
     def stream(self, prompt: Prompt | None = None, options: Options | None = None, **changes: Any) -> Stream:
@@ -160,8 +162,10 @@ class Session:
     def fork(self) -> Session:
         """Another session that goes on from here."""
         self._check_open()
-        other = Session(self.model, self.max_context, self.template, self.priority)
-        other.resume(list(self._tokens), self._memory().copy(), self._conversation())
+        states = self._memory().copy()
+        other = Session(self.model, None, self.template, self.priority)
+        other.max_context = self.max_context
+        other.resume(list(self._tokens), states, self._conversation())
         other._pictures = dict(self._pictures)
         return other
 
@@ -185,7 +189,8 @@ class Session:
     @property
     def text(self) -> str:
         """All that was read and answered, as the model sees it."""
-        return self._text
+        self._texts = ["".join(self._texts)]
+        return self._texts[0]
 
     @property
     def everything(self) -> list[int]:
@@ -226,7 +231,7 @@ class Session:
     def add_answered(self, token_id: int, text: str) -> None:
         """Adds to the conversation what the model said; called by the stream."""
         self._pending.append(token_id)
-        self._text += text
+        self._texts.append(text)
         self.messages[-1]["content"] += text
 
     def _speculate(self, constraint: Constraint | None, room: int) -> np.ndarray | None:
@@ -262,10 +267,10 @@ class Session:
             if interrupted():
                 return None
             block = min([left, self.model.steps.block(self.priority), *(mark - self.position for mark in marks[:1])])
-            ids, rest = self._pending[:block], self._pending[block:]
-            result = self._advance(ids, "none" if rest else wanted)
+            ids = self._pending[:block]
+            result = self._advance(ids, wanted if block == len(self._pending) else "none")
             self._tokens += ids
-            self._pending = rest
+            del self._pending[:block]
             if self.position in marks[:1]:
                 self.model.remember(self._tokens, self._memory())
                 del marks[0]
@@ -326,7 +331,7 @@ class Session:
         return Conversation(
             messages=[dict(message) for message in self.messages],
             pending=list(self._pending),
-            text=self._text,
+            text=self.text,
             preamble=self._preamble,
             template=self.template,
         )
@@ -334,7 +339,7 @@ class Session:
     def resume(self, token_ids: list[int], states: States, conversation: Conversation) -> None:
         """Goes on from what another session said and read."""
         self._tokens, self._states, self.messages = token_ids, states, cast(list[Message], conversation.messages)
-        self._pending, self._text = conversation.pending, conversation.text
+        self._pending, self._texts = conversation.pending, [conversation.text]
         self._preamble, self.template = conversation.preamble, conversation.template
 
     def _add(self, prompt: Prompt | None) -> None:
@@ -353,7 +358,7 @@ class Session:
         messages = [*self.messages, *cast("list[Message]", added)]
         text = self._preamble + prompts.render(messages, self.template)
         said = self.everything
-        new = prompts.continuation(text, (self._text, said), added, messages, pictures)
+        new = prompts.continuation(text, (self.text, said), added, messages, pictures)
         if new is None:
             said, new = [], prompts.encode(text, messages, pictures)
         self._check_room(len(said) + len(new))
@@ -361,7 +366,7 @@ class Session:
         self._pictures = pictures
         if not said:
             self._forget()
-        self.messages, self._text, self.cached_tokens = messages, text, 0
+        self.messages, self._texts, self.cached_tokens = messages, [text], 0
         self._pending += new
 
     def _check_room(self, tokens: int, answer: int = 1) -> None:

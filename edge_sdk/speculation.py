@@ -102,6 +102,11 @@ def without_caches(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     return tuple(spec for spec in specs if "capacity" not in spec.shape)
 
 
+def only_caches(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """The states that have a place for every position."""
+    return tuple(spec for spec in specs if "capacity" in spec.shape)
+
+
 def draft_spec(config: ModelConfig, head: MtpSpec) -> GraphSpec:
     """Hidden states of positions and the tokens that follow them, to the logits of the tokens after those.
 

@@ -14,6 +14,7 @@ checksum finds what a disk or a copy has damaged; it is no signature (it takes a
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,6 @@ import numpy as np
 from edge_sdk.backends import Snapshot
 from edge_sdk.errors import StateError, explain
 from edge_sdk.files import new_file
-from edge_sdk.memory_budget import MemoryBudget
 from edge_sdk.model import ModelConfig
 
 MAGIC = b"EDGESTA2"
@@ -71,9 +71,9 @@ def write_state(
 
 
 def read_state(path: Path, model_id: str, model: ModelConfig) -> tuple[StateHeader, list[int], Snapshot]:
-    """The header, the token ids and the states.
+    """The header, the token ids and the states, which lie in the page cache: copied, they would be in memory twice.
 
-    Raises StateError for a damaged file or one of another model, and MemoryLimitError where there is no room for it.
+    Raises StateError for a damaged file or one of another model.
     """
     try:
         with path.open("rb") as file:
@@ -84,9 +84,7 @@ def read_state(path: Path, model_id: str, model: ModelConfig) -> tuple[StateHead
             total, found = start + sum(map(_padded, sizes)), os.fstat(file.fileno()).st_size
             if found != total + CHECKSUM_BYTES:
                 _refuse(path, f"{total + CHECKSUM_BYTES} bytes", found)
-            MemoryBudget().check(found)
-            file.seek(0)
-            content = np.fromfile(file, np.uint8)
+            content = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     except OSError as error:
         _refuse(path, "a saved state", error.strerror)
     if zlib.crc32(content[:total].data) != int.from_bytes(content[total:].tobytes(), "little"):

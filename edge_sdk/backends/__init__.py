@@ -112,6 +112,12 @@ class Engine:
         """The states before the first token."""
         raise NotImplementedError
 
+    def check_room(self, positions: int) -> None:
+        """Raises MemoryLimitError where a row's states of so many positions do not fit into the memory that is free.
+
+        An engine that cannot tell lets it pass.
+        """
+
     def release(self, states: States) -> None:
         """Nobody uses these states any more: others may be made of their memory. Any thread may say so."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,18 +12,17 @@ import numpy as np
 
 from edge_plugins import missing_reason, native_library
 from edge_sdk.backends import FIRST_CAPACITY, Engine, RowStates, Snapshot, States, Wanted, capacity_for, used
+from edge_sdk.backends.host_memory import Backing, buffers, can_map, fill, mapped, zeros
 from edge_sdk.backends.ort_device import DeviceBuffers, HostBuffers, check_providers, providers_for
 from edge_sdk.backends.ort_vision import EmbeddingSessions
 from edge_sdk.bundle import ENGINES, GRAPH, WEIGHTS, Bundle
 from edge_sdk.errors import BackendError, explain
 from edge_sdk.memory_budget import MemoryBudget
 from edge_sdk.model import TensorSpec
+from edge_sdk.speculation import only_caches, without_caches
 
 BODY_BLOCK, KERNEL_BLOCK = 128, 512
 """Tokens fed at once: the scan's function body is quadratic in the length of a block."""
-
-CACHE_LINE = 64
-"""Bytes."""
 
 PACKED_WEIGHTS = "cpu-packed.bin"
 
@@ -52,11 +50,9 @@ class OrtStates(RowStates):
         self._make(content)
 
     def _make(self, content: Sequence[np.ndarray]) -> None:
-        sizes = {"batch": len(self.past_length), "capacity": self.capacity}
-        new = buffers(self.specs, self.engine.budget, **sizes) if content else self._zeros()
-        if content:
-            fill(self.specs, new, content, int(self.past_length.max()))
-        self.sets = [self.engine.place.put(new), *self._further_sets(new)]
+        new, backing = self._buffers()
+        fill(self.specs, new, content, int(self.past_length.max()), behind=backing is None)
+        self.sets, self.backing = [self.engine.place.put(new), *self._further_sets(new)], backing
         self.turn = 0
         """The set that holds the states now."""
         self._views: dict[tuple[int, int], OrtRows] = {}
@@ -64,10 +60,20 @@ class OrtStates(RowStates):
 
     def _further_sets(self, first: list[np.ndarray]) -> list[list[Any]]:
         """A second one where a function body runs, which may not write what it reads."""
-        return [] if self.engine.native else [self.engine.place.put(self._zeros())]
+        if self.engine.native:
+            return []
+        made = zeros(self.specs, self.engine.budget, batch=len(self.past_length), capacity=self.capacity)
+        return [self.engine.place.put(made)]
 
-    def _zeros(self) -> list[np.ndarray]:
-        return zeros(self.specs, self.engine.budget, batch=len(self.past_length), capacity=self.capacity)
+    def _buffers(self) -> tuple[list[np.ndarray], Backing | None]:
+        """A set with anything in it, and what of its caches is charged for, if they are mapped."""
+        budget, batch = self.engine.budget, len(self.past_length)
+        if not self.engine.maps_caches:
+            return buffers(self.specs, budget, batch=batch, capacity=self.capacity), None
+        scans = iter(buffers(without_caches(self.specs), budget, batch=batch))
+        arrays, backing = mapped(only_caches(self.specs), budget, self.capacity, self.past_length)
+        caches = iter(arrays)
+        return [next(caches if "capacity" in spec.shape else scans) for spec in self.specs], backing
 
     def content(self) -> list[np.ndarray]:
         """The states, the caches' used positions only; the engine's own memory where that is the host's."""
@@ -84,6 +90,17 @@ class OrtStates(RowStates):
                 self.capacity = before
                 raise
             self.call = None
+
+    def make_room(self, positions: np.ndarray) -> None:
+        """Makes room for so many positions of each row (batch), or changes nothing. Raises as :meth:`reserve`."""
+        self.reserve(int(positions.max()))
+        if self.backing is not None:
+            self.backing.extend(positions)
+
+    @property
+    def room(self) -> int:
+        """Positions that every row can have without more memory."""
+        return self.capacity if self.backing is None else int(self.backing.positions.min())
 
     def call_for(self, length: int, kept: int) -> Call:
         """The bindings of a step over so many tokens, with the logits of the last ``kept`` ones."""
@@ -112,7 +129,7 @@ class OrtStates(RowStates):
         """See :meth:`edge_sdk.backends.RowStates.take`."""
         assert isinstance(source, OrtStates)
         (length,) = source.past_length
-        self.reserve(int(length))
+        self.make_room(source.past_length)
         self.fill(source.content(), int(length))
 
     def fill(self, content: Sequence[np.ndarray], length: int) -> None:
@@ -150,45 +167,13 @@ class OrtRows(OrtStates):
     def __init__(self, whole: OrtStates, start: int, stop: int) -> None:
         self.engine, self.specs, self.capacity, self.call = whole.engine, whole.specs, whole.capacity, None
         self.past_length = whole.past_length[start:stop]
+        self.backing = None if whole.backing is None else whole.backing.rows(start, stop)
         (buffers,) = whole.sets
         self.sets, self.turn, self._values = [[buffer[start:stop] for buffer in buffers]], 0, {}
 
     def reserve(self, positions: int) -> None:
         """Only the whole can have more room; it must have made it."""
         assert positions <= self.capacity
-
-
-def zeros(specs: Sequence[TensorSpec], budget: MemoryBudget, **sizes: int) -> list[np.ndarray]:
-    """As :func:`buffers`, zeros: to touch a page for the first time costs microseconds, which no step should pay."""
-    made = buffers(specs, budget, **sizes)
-    for array in made:
-        array.fill(0)
-    return made
-
-
-def fill(specs: Sequence[TensorSpec], arrays: list[np.ndarray], content: Sequence[np.ndarray], length: int) -> None:
-    """Writes states (batch, ...) whose caches have ``length`` positions into arrays that have more; zeros behind."""
-    for spec, array, part in zip(specs, arrays, content):
-        if "capacity" in spec.shape:
-            array[:, :, :length], array[:, :, length:] = part, 0
-        else:
-            array[...] = part
-
-
-def buffers(specs: Sequence[TensorSpec], budget: MemoryBudget, **sizes: int) -> list[np.ndarray]:
-    """Memory of these specs and sizes, each beginning at a cache line, in one piece.
-
-    One piece is large enough for numpy to ask for huge pages. Raises MemoryLimitError.
-    """
-    arrays = [(spec.sized(**sizes), np.dtype(spec.dtype)) for spec in specs]
-    lengths = [math.prod(shape) * dtype.itemsize for shape, dtype in arrays]
-    starts = np.cumsum([0, *(-(-length // CACHE_LINE) * CACHE_LINE for length in lengths)])
-    memory = budget.take(int(starts[-1]) + CACHE_LINE)
-    memory = memory[-memory.ctypes.data % CACHE_LINE :]
-    return [
-        memory[start : start + length].view(dtype).reshape(shape)
-        for start, length, (shape, dtype) in zip(starts, lengths, arrays)
-    ]
 
 
 class Call:
@@ -289,6 +274,9 @@ class OrtEngine(Engine):
             options.intra_op_num_threads = threads
         self.native = device == "cpu" and _add_kernels(options, bundle, exact, kernels)
         self.has_rows = self.native
+        self.maps_caches = self.native and can_map(self.config.state_bytes(1, self.max_length))
+        """Whether caches have the whole context's capacity from the beginning, since only what is written costs."""
+        self.first_capacity = self.max_length if self.maps_caches else min(FIRST_CAPACITY, self.max_length)
         self.prefill_block = KERNEL_BLOCK if self.native else BODY_BLOCK
         kind = "native kernels" if self.native else "bodies"
         self.name = f"onnxruntime {onnxruntime.__version__} on {device.upper()}, {kind}"
@@ -330,11 +318,16 @@ class OrtEngine(Engine):
 
     def empty_states(self, batch: int) -> OrtStates:
         """Zeros. Kernels write the new states over the old ones; a function body may not write what it reads."""
-        return self.states_type(self, self.past_specs, batch, min(FIRST_CAPACITY, self.max_length))
+        return self.states_type(self, self.past_specs, batch, self.first_capacity)
+
+    def check_room(self, positions: int) -> None:
+        """See :meth:`edge_sdk.backends.Engine.check_room`."""
+        if self.place is self.host:
+            self.budget.check((1 if self.native else 2) * self.config.state_bytes(1, positions))
 
     def load_states(self, snapshot: Snapshot) -> OrtStates:
         """See :meth:`edge_sdk.backends.Engine.load_states`."""
-        capacity = capacity_for(snapshot.length, min(FIRST_CAPACITY, self.max_length), self.max_length)
+        capacity = capacity_for(snapshot.length, self.first_capacity, self.max_length)
         return self.states_type(self, self.past_specs, 1, capacity, snapshot.arrays, snapshot.length)
 
     def step(self, input_ids: np.ndarray, states: States, logits: Wanted = "last") -> np.ndarray:
@@ -342,7 +335,7 @@ class OrtEngine(Engine):
         assert isinstance(states, OrtStates)
         length = input_ids.shape[1]
         fed = input_ids if self.embeddings is None or input_ids.ndim == 3 else self.embed(input_ids)
-        states.reserve(int(states.past_length.max()) + length)
+        states.make_room(states.past_length + length)
         call = states.call_for(length, {"last": 1, "all": length, "none": 0}[logits])
         call.run(fed, states, states.written)
         states.advance(length)

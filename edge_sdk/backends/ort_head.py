@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_sdk.backends import FIRST_CAPACITY, Wanted
+from edge_sdk.backends import Wanted
 from edge_sdk.backends.ort import OrtStates
+from edge_sdk.errors import MemoryLimitError
 from edge_sdk.speculation import DRAFT
 
 if TYPE_CHECKING:
@@ -28,8 +29,7 @@ class DraftHead:
 
     def empty_states(self, batch: int) -> OrtStates:
         """The head's own caches, zeros. Their past_length may be set back: positions behind it do not count."""
-        capacity = min(FIRST_CAPACITY, self.engine.max_length)
-        return OrtStates(self.engine, self.past_specs, batch, capacity)
+        return OrtStates(self.engine, self.past_specs, batch, self.engine.first_capacity)
 
     def step(
         self, hidden_states: np.ndarray, input_ids: np.ndarray, states: OrtStates, logits: Wanted = "last"
@@ -40,7 +40,7 @@ class DraftHead:
         that go with these to draft on.
         """
         batch, length = input_ids.shape
-        states.reserve(int(states.past_length.max()) + length)
+        states.make_room(states.past_length + length)
         kept = {"last": 1, "all": length, "none": 0}[logits]
         fed = (hidden_states, input_ids, states.past_length, np.arange(length - kept, length))
         found = [np.empty(spec.sized(batch=batch, kept=kept), np.float32) for spec in self.spec.outputs[:2]]
@@ -73,7 +73,10 @@ class HeadContext:
         self._hidden.append(hidden_states.copy())
         if len(self._after) >= HEAD_BLOCK:
             hidden, last = self._take()
-            self._head.step(hidden[:, :-1], last[None], self._states, "none")
+            try:
+                self._head.step(hidden[:, :-1], last[None], self._states, "none")
+            except MemoryLimitError:  # the model was fed, and goes on without drafts
+                return
             self._hidden = [hidden[:, -1:]]
 
     def empty(self) -> HeadContext:
@@ -92,6 +95,10 @@ class HeadContext:
             return []
         self._after.append(token)
         hidden, after = self._take()
+        try:
+            self._states.make_room(self._states.past_length + len(after) + count - 1)
+        except MemoryLimitError:  # the model can do without
+            return []
         logits, hidden = self._head.step(hidden, after[None], self._states)
         held, drafted = self._states.past_length.copy(), [int(logits[0, -1].argmax())]
         while len(drafted) < count:

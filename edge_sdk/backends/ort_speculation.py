@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from edge_sdk.backends import FIRST_CAPACITY, RowStates, Snapshot, States, Wanted
-from edge_sdk.backends.ort import Call, OrtEngine, OrtStates, zeros
+from edge_sdk.backends.host_memory import zeros
+from edge_sdk.backends.ort import Call, OrtEngine, OrtStates
 from edge_sdk.backends.ort_head import DraftHead, HeadContext
 from edge_sdk.bundle import Bundle
 from edge_sdk.errors import BackendError, explain
@@ -158,12 +159,12 @@ class SpeculativeEngine(OrtEngine):
 
     def empty_rows(self, batch: int) -> OrtStates:
         """See :meth:`edge_sdk.backends.Engine.empty_rows`; these states cannot be put back."""
-        return OrtStates(self, self.past_specs, batch, min(FIRST_CAPACITY, self.max_length))
+        return OrtStates(self, self.past_specs, batch, self.first_capacity)
 
     def release(self, states: States) -> None:
         """See :meth:`edge_sdk.backends.Engine.release`; grown caches are given back to the machine."""
         first = min(FIRST_CAPACITY, self.max_length)
-        if isinstance(states, SpeculativeStates) and states.capacity == first and len(states.past_length) == 1:
+        if isinstance(states, SpeculativeStates) and states.room == first and len(states.past_length) == 1:
             self._released.append(states)
 
     def empty_states(self, batch: int) -> OrtStates:
@@ -207,7 +208,7 @@ class SpeculativeEngine(OrtEngine):
         """See :meth:`edge_sdk.backends.Engine.verify`."""
         assert isinstance(states, SpeculativeStates)
         started, length = time.thread_time(), input_ids.shape[1]
-        states.reserve(int(states.past_length.max()) + length)
+        states.make_room(states.past_length + length)
         call = states.call_for(length, length, trial=True)
         call.run(input_ids, states, 1 - states.turn)
         states.verified = length

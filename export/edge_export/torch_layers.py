@@ -119,17 +119,35 @@ def proj_scale(spec: Mamba2Spec) -> Tensor:
     return torch.cat([torch.full((width,), multiplier, device="cpu") for multiplier, width in parts])
 
 
+ROPE_STRIDE = 1024
+"""Positions of which whole multiples are turned by an angle of their own (see Rope.angles)."""
+
+
 class Rope(nn.Module):
     """Turns queries and keys by their positions (see RopeSpec)."""
 
     def __init__(self, spec: RopeSpec) -> None:
         super().__init__()
         self.dims = spec.dims
-        self.inverse_wavelengths = nn.Buffer(inverse_wavelengths(spec), persistent=False)
+        by_position = inverse_wavelengths(spec)
+        by_stride = torch.remainder(by_position * ROPE_STRIDE + math.pi, 2 * math.pi) - math.pi
+        self.by_position = nn.Buffer(by_position.float(), persistent=False)
+        self.by_stride = nn.Buffer(by_stride.float(), persistent=False)
+
+    def angles(self, positions: Tensor) -> Tensor:
+        """Radians (batch, length, dims / 2), but for whole turns, of positions (batch, length) below 2**24.
+
+        A position times an angle, both in float32, is 0.06 off at a million. So the position is split in two: whole
+        strides turn by what is left of ROPE_STRIDE angles without their whole turns, taken in float64. Positions below
+        ROPE_STRIDE have the very angles of the plain product; at a million they are less than 0.001 off.
+        """
+        position = positions.unsqueeze(-1).float()
+        strides = (position * (1 / ROPE_STRIDE)).floor()
+        return strides * self.by_stride + (position - strides * ROPE_STRIDE) * self.by_position
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """x (batch, length, heads, head_dim), positions (batch, length) or (1, length)."""
-        angles = positions.unsqueeze(-1).float() * self.inverse_wavelengths
+        angles = self.angles(positions)
         angles = torch.cat([angles, angles], -1).unsqueeze(2)
         turned, rest = x[..., : self.dims], x[..., self.dims :]
         first, second = turned.chunk(2, -1)
@@ -138,14 +156,14 @@ class Rope(nn.Module):
 
 
 def inverse_wavelengths(spec: RopeSpec) -> Tensor:
-    """Angle per position of each pair of channels (dims / 2), in radians."""
+    """Angle per position of each pair of channels (dims / 2), in radians, float64."""
     exponents = torch.arange(0, spec.dims, 2, dtype=torch.float64, device="cpu") / spec.dims
     inverse = spec.theta**-exponents
     if spec.original_length is None:
-        return (inverse / spec.factor).float()
+        return inverse / spec.factor
     turns = spec.original_length * inverse / (2 * math.pi)  # over the original context
     kept = ((turns - spec.low_frequency) / (spec.high_frequency - spec.low_frequency)).clamp(0, 1)
-    return (inverse * (kept + (1 - kept) / spec.factor)).float()
+    return inverse * (kept + (1 - kept) / spec.factor)
 
 
 class Attention(nn.Module):

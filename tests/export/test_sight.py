@@ -214,7 +214,7 @@ def test_a_saved_image_is_known_by_its_hash_only(model: LanguageModel, tmp_path:
         session.generate(shown(image(1)), **ANSWER)
         session.save(tmp_path / "session.state")
     with model.restore(tmp_path / "session.state") as restored:
-        restored._text = "something else"  # as where a template takes back what was said
+        restored._texts = ["something else"]  # as where a template takes back what was said
         with pytest.raises(PromptError, match="only as a hash"):
             restored.generate("why?")
 

@@ -129,7 +129,7 @@ def test_more_than_was_verified_cannot_be_accepted(case: Case) -> None:
 
 
 def test_a_copy_and_grown_caches_go_on_alike(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_sdk.backends.ort.FIRST_CAPACITY", 8)
+    monkeypatch.setattr(case.engine, "first_capacity", 8)
     rng, engine = np.random.default_rng(0), case.engine
     ids, block, then = (rng.integers(0, 48, (1, length)) for length in (PROMPT, 4, 1))
     states = engine.empty_states(1)

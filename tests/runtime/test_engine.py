@@ -88,7 +88,7 @@ def test_rows_may_hold_different_lengths(engine: OrtEngine) -> None:
 def test_caches_grow_without_changing_the_answer(engine: OrtEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = token_ids(2, 60)
     expected = whole(engine, ids)
-    monkeypatch.setattr(ort, "FIRST_CAPACITY", 4)
+    monkeypatch.setattr(engine, "first_capacity", 4)
     states, capacities = engine.empty_states(2), []
     for start, end in ((0, 3), (3, 4), (4, 5), (5, 6), (6, 20), (20, 59), (59, 60)):
         found = engine.step(ids[:, start:end], states, logits="all")

@@ -15,7 +15,8 @@ import edge_sdk
 from edge_sdk import LanguageModel
 from edge_sdk.backends.ort import OrtStates
 from edge_sdk.errors import BackendError, MemoryLimitError
-from edge_sdk.memory_budget import KEPT_FREE_BYTES, LOOK_FROM_BYTES, SPARE_BYTES, MemoryBudget, free_bytes
+from edge_sdk.machine import read_available_memory
+from edge_sdk.memory_budget import KEPT_FREE_BYTES, LOOK_FROM_BYTES, SPARE_BYTES, MemoryBudget
 from edge_sdk.scheduler import Scheduler
 
 COMMANDS = ("walk around left thrice", "jump twice and run", "look opposite right after walk", "turn left")
@@ -37,12 +38,12 @@ def machine(root: Path, available: int, **groups: tuple[str, int, int]) -> Path:
 
 
 def test_what_is_left_is_the_least_of_machine_and_groups(tmp_path: Path) -> None:
-    assert free_bytes(tmp_path) is None
-    assert free_bytes(machine(tmp_path / "a", 500 * MIB)) == 500 * MIB
+    assert read_available_memory(tmp_path) is None
+    assert read_available_memory(machine(tmp_path / "a", 500 * MIB)) == 500 * MIB
     group = {"robot_sdk": (str(300 * MIB), 200 * MIB, 50 * MIB), "robot": ("max", 900 * MIB, 0)}
-    assert free_bytes(machine(tmp_path / "b", 500 * MIB, **group)) == 150 * MIB
+    assert read_available_memory(machine(tmp_path / "b", 500 * MIB, **group)) == 150 * MIB
     group["robot"] = (str(1000 * MIB), 900 * MIB, 0)
-    assert free_bytes(machine(tmp_path / "c", 500 * MIB, **group)) == 100 * MIB
+    assert read_available_memory(machine(tmp_path / "c", 500 * MIB, **group)) == 100 * MIB
 
 
 def test_what_does_not_fit_is_not_touched(tmp_path: Path) -> None:
@@ -75,9 +76,11 @@ def test_what_is_kept_for_later_is_bounded() -> None:
     while held:
         held.pop(0)
     assert budget.used_bytes == 0
-    assert [memory.ctypes.data for memory in budget._spare.values()] == addresses[-4:]
-    budget.take(size + 1)
-    assert len(budget._spare) == 1  # what does not fit makes room
+    assert [piece.memory.ctypes.data for piece in budget._spare.values()] == addresses[-4:]
+    budget.limit_bytes = size
+    with pytest.raises(MemoryLimitError):
+        budget.take(size + 1)
+    assert not budget._spare  # let go before anything is refused
 
 
 def test_a_process_with_a_limit_of_its_own_gets_the_same_error() -> None:
@@ -85,7 +88,7 @@ def test_a_process_with_a_limit_of_its_own_gets_the_same_error() -> None:
         "import resource, edge_sdk.memory_budget as m\n"
         "from edge_sdk.errors import MemoryLimitError\n"
         "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
-        "m.free_bytes = lambda root: None\n"
+        "m.read_available_memory = lambda root: None\n"
         "try: m.MemoryBudget().take(2 << 30)\n"
         "except MemoryLimitError as error: print(error)\n"
     )
@@ -122,10 +125,12 @@ def test_a_limit_below_the_slots_is_told_at_once(chat_bundle: Path) -> None:
 
 def test_states_that_cannot_grow_are_as_they_were(chat_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_sdk.backends.ort.FIRST_CAPACITY", 16)
+    monkeypatch.setattr("edge_sdk.backends.host_memory.BLOCK", 16)
     model = edge_sdk.load(chat_bundle, threads=1, prefix_cache_bytes=0)
     expected = model.generate(COMMANDS[0]).token_ids
     assert len(expected) > 16
     budget = model.engine.budget  # type: ignore[attr-defined]
+    budget._spare.clear()  # or the next session takes over what has grown
     with model.session() as session:
         stream = session.stream(COMMANDS[0])
         said = [next(stream).token_id]
@@ -134,17 +139,19 @@ def test_states_that_cannot_grow_are_as_they_were(chat_bundle: Path, monkeypatch
             said += [token.token_id for token in stream if not said.append(token.token_id)]
         states = session._states
         assert isinstance(states, OrtStates)
-        assert states.capacity == 16 == session.position
+        assert states.room == 16 == session.position
         budget.limit_bytes = None
         assert tuple(said) + session.generate(None).token_ids == expected
 
 
 def test_where_the_slots_cannot_grow_each_goes_on_alone(chat_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_sdk.backends.ort.FIRST_CAPACITY", 16)
+    monkeypatch.setattr("edge_sdk.backends.host_memory.BLOCK", 16)
     model = edge_sdk.load(chat_bundle, threads=1, prefix_cache_bytes=0, slots=2)
     if not isinstance(model.steps, Scheduler):
         pytest.skip("needs the native kernels")
     expected = [model.generate(command).token_ids for command in COMMANDS[:2]]
+    model.engine.budget._spare.clear()  # type: ignore[attr-defined]
     sessions = [model.session() for _ in range(2)]
     for session, command in zip(sessions, COMMANDS):
         session.prepare(command)
@@ -181,3 +188,27 @@ def test_states_elsewhere_are_not_counted(chat_model: LanguageModel, monkeypatch
     monkeypatch.setattr(chat_model.engine, "place", object())
     with pytest.raises(BackendError, match="states on the host"):
         chat_model.engine.limit_states(1 << 30)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_nearest_limit_counts(tmp_path: Path, version: int) -> None:
+    def write(name: str, text: str) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    assert read_available_memory(tmp_path) is None
+    write("proc/meminfo", "MemTotal: 4000 kB\nMemAvailable:    3000 kB\n")
+    assert read_available_memory(tmp_path) == 3000 * 1024
+    top = "sys/fs/cgroup/" if version == 2 else "sys/fs/cgroup/memory/"
+    write("proc/self/cgroup", "0::/robot/chat\n" if version == 2 else "5:cpu:/x\n4:memory:/robot/chat\n")
+    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    write(f"{top}robot/chat/{names[0]}", "max\n")
+    write(f"{top}robot/chat/{names[1]}", "100\n")
+    assert read_available_memory(tmp_path) == 3000 * 1024
+    write(f"{top}robot/{names[0]}", "2000\n")
+    write(f"{top}robot/{names[1]}", "1500\n")
+    write(f"{top}robot/memory.stat", "inactive_file 40\ntotal_inactive_file 40\n")
+    assert read_available_memory(tmp_path) == 540
+    write(f"{top}robot/{names[1]}", "5000\n")
+    assert read_available_memory(tmp_path) == 0
