@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_sdk.backends import Snapshot
-from edge_sdk.errors import MemoryLimitError, StateError
+from edge_sdk.errors import StateError
 from edge_sdk.files import remove_abandoned
 
 PROMPTS, PROMPTS_TOKENS = 32, 1 << 22
@@ -154,9 +154,6 @@ class PrefixCache:
                 token_ids, entry.snapshot = self._disk.read(path)
                 if _keys(token_ids, {len(token_ids)}) != [(entry.length, key)]:
                     raise StateError(f"{path} holds other tokens than its name says")
-            except MemoryLimitError as error:
-                log.warning("a snapshot stays on the disk: %s", error)
-                return None
             except StateError as error:
                 log.warning("a snapshot is dropped: %s", error)
                 path.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import termios
 import time
 from collections import Counter
 from threading import Condition, Event, Thread
@@ -13,16 +12,14 @@ import numpy as np
 import serial
 
 from edge_sdk.control.frames import MAX_TTL_MS, FrameDecoder, Result, State, WireSchema
+from edge_sdk.control.line import LINE_ERRORS, Backoff, checked_action
 from edge_sdk.control.link import HostLink
 from edge_sdk.errors import ConfigError, LinkError, explain
 
-LINE_ERRORS = (OSError, termios.error)
-"""What pyserial raises when a port vanishes; its own exceptions are OSErrors."""
 READ_BYTES = 2048
 """Half of what a Linux terminal holds: a read that is full has more behind it."""
 FLOOD_PAUSE_S = 0.005
 """A peer that fills whole reads is read at 400 kB/s at most, more than 3 Mbit/s bring; its bytes wait in the kernel."""
-FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.05, 1.0
 
 
 class SerialConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -119,16 +116,7 @@ class SerialRobot:
 
     def act(self, action: np.ndarray) -> None:
         """Leaves ``action`` (action_dim,) to be sent. Raises LinkError without a link, ValueError for wrong actions."""
-        values = np.array(action, np.float32)
-        if values.shape != (self.config.schema.action_dim,) or not np.isfinite(values).all():
-            raise ValueError(
-                explain(
-                    "An action",
-                    expected=f"{self.config.schema.action_dim} finite numbers",
-                    found=f"shape {values.shape}: {values}",
-                    todo="Compare the policy's action schema with the robot's.",
-                )
-            )
+        values = checked_action(action, self.config.schema.action_dim)
         with self._wake:
             self._require_link()
             if self._wanted == "estop" or self._link.state is State.EMERGENCY:
@@ -200,14 +188,14 @@ class SerialRobot:
         return HostLink(self.config.schema, self.config.heartbeat_timeout_ms, time.monotonic_ns())
 
     def _read(self) -> None:
-        decoder, backoff_s, heard_ns = FrameDecoder(), FIRST_BACKOFF_S, 0
+        decoder, backoff, heard_ns = FrameDecoder(), Backoff(), 0
         while not self._closing.is_set():
             if self._port is None:
                 if not self._open_port():
-                    self._closing.wait(backoff_s)
-                    backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
+                    backoff.wait(self._closing)
                     continue
-                decoder, backoff_s, heard_ns = FrameDecoder(), FIRST_BACKOFF_S, time.monotonic_ns()
+                decoder, heard_ns = FrameDecoder(), time.monotonic_ns()
+                backoff.reset()
             try:
                 received = self._port.read(max(1, min(self._port.in_waiting, READ_BYTES)))
             except LINE_ERRORS as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import termios
 import time
 from collections.abc import Callable, Sequence
 from threading import Condition, Event, Thread
@@ -12,14 +11,14 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from edge_sdk.control.line import LINE_ERRORS, Backoff, checked_action
 from edge_sdk.errors import ConfigError, LinkError, explain
 
 TICKS_PER_TURN = 4096
 """Of every Dynamixel X and Feetech STS servo."""
 WRITE_TIMEOUT_S = 0.1
-BUS_ERRORS = (LinkError, OSError, termios.error)
-"""What ends the work with an open bus; pyserial's own exceptions are OSErrors."""
-FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.05, 1.0
+BUS_ERRORS = (LinkError, *LINE_ERRORS)
+"""What ends the work with an open bus."""
 
 
 class Servo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -230,18 +229,10 @@ class ServoRobot:
 
     def act(self, action: np.ndarray) -> None:
         """Leaves the angles (servos,) in rad for the bus. Raises LinkError as :meth:`observe`, ValueError as named."""
-        if np.shape(action) != (len(self.config.servos),) or not np.isfinite(action).all():
-            raise ValueError(
-                explain(
-                    "An action",
-                    expected=f"{len(self.config.servos)} finite angles",
-                    found=action,
-                    todo="Compare the policy's action schema with the servos.",
-                )
-            )
+        angles = checked_action(action, len(self.config.servos))
         with self._wake:
             self._require_position()
-            self._goal = [servo.ticks(float(angle)) for servo, angle in zip(self.config.servos, action)]
+            self._goal = [servo.ticks(float(angle)) for servo, angle in zip(self.config.servos, angles)]
             self._released = False
 
     def stop(self) -> None:
@@ -279,7 +270,7 @@ class ServoRobot:
         return self._position
 
     def _run(self) -> None:
-        backoff_s = FIRST_BACKOFF_S
+        backoff = Backoff()
         while not self._closing.is_set():
             try:
                 bus = self._open_bus()
@@ -289,12 +280,12 @@ class ServoRobot:
                 try:
                     self._cycle(bus)
                 except BUS_ERRORS as error:
-                    backoff_s = backoff_s if self._position is None else FIRST_BACKOFF_S
+                    if self._position is not None:
+                        backoff.reset()
                     self._failed(error)
                 finally:
                     bus.close()
-            self._closing.wait(backoff_s)
-            backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
+            backoff.wait(self._closing)
 
     def _failed(self, error: Exception) -> None:
         with self._wake:

@@ -166,7 +166,7 @@ def test_wrong_servos_and_wrong_angles_are_refused(rig: Rig) -> None:
     with pytest.raises(ConfigError, match="the lower one below the upper one"):
         Servo(1, 1.0, -1.0)
     for action in (np.zeros(3), np.array([0.0, math.inf])):
-        with pytest.raises(ValueError, match="expected 2 finite angles"):
+        with pytest.raises(ValueError, match="expected 2 finite numbers"):
             rig.robot.act(action)
 
 

@@ -1,6 +1,7 @@
 /* The firmware's side of Edge SDK's serial protocol: frames, sequence numbers, heartbeat. docs/serial.md explains it.
  *
- * One header, C99, no allocation, no dependence on the processor's byte order. A firmware's whole loop is:
+ * One header, so that a firmware takes it by copying one file; C99, no allocation, no dependence on the processor's
+ * byte order. A firmware's whole loop is:
  *
  *     while (uart_read(&byte)) edge_link_receive(&link, byte, millis());
  *     const float *action = edge_link_action(&link, millis());
