@@ -9,7 +9,7 @@ import torch
 from edge_export.distil import DistilSchedule
 from edge_export.dry_run import Estimate
 from edge_export.students import SearchSettings
-from edge_sdk.model import ModelConfig, MoeSpec
+from edge_sdk.model import ModelConfig
 from edge_sdk.telemetry import read_memory
 
 PROBE_WIDTH, PROBE_PRODUCTS = 1024, 8
@@ -24,7 +24,7 @@ def estimate_search(config: ModelConfig, settings: SearchSettings, length: int) 
     passes = len(config.layers) + 1 + settings.candidates / 2
     weights = 4 * config.parameters()
     logits = 3 * 4 * settings.calibration_batch * length * config.vocab_size
-    operations = 2 * active_parameters(config) * tokens * passes
+    operations = 2 * multiplied_parameters(config) * tokens * passes
     return _estimate(weights, weights, 2 * weights + logits, operations)
 
 
@@ -37,7 +37,7 @@ def estimate_distillation(
     logits = 4 * 4 * positions * student.vocab_size
     kept = 4 * positions * student.hidden * len(student.layers) * (1 if schedule.recompute else 12)
     memory = 4 * copies * student.parameters() + 4 * teacher.parameters() + logits + kept
-    operations = positions * schedule.steps * (6 * active_parameters(student) + 2 * active_parameters(teacher))
+    operations = positions * schedule.steps * (6 * multiplied_parameters(student) + 2 * multiplied_parameters(teacher))
     answers = positions * schedule.steps * (4 * schedule.top_k + 4)
     return _estimate(4 * teacher.parameters(), answers + 16 * student.parameters(), memory, operations)
 
@@ -47,15 +47,10 @@ def _estimate(read_bytes: float, write_bytes: float, memory_bytes: float, operat
     return Estimate(read_bytes, write_bytes, held + memory_bytes, seconds, time_from=TIME_FROM)
 
 
-def active_parameters(config: ModelConfig) -> int:
+def multiplied_parameters(config: ModelConfig) -> int:
     """Weights that a token is multiplied with: not the embeddings, of the experts the chosen ones."""
-    idle = sum(
-        2 * (spec.experts - spec.top_k) * (spec.latent or config.hidden) * spec.intermediate
-        for spec in config.layers
-        if isinstance(spec, MoeSpec)
-    )
     embedding = 0 if config.tie_embeddings else config.vocab_size * config.hidden
-    return config.parameters() - idle - embedding
+    return config.active_parameters() - embedding
 
 
 def operations_per_second() -> float:

@@ -11,7 +11,7 @@ from torch import nn
 from edge_export.calibration import Sequences
 from edge_export.checkpoint import Checkpoint, hashed_files
 from edge_export.dry_run import Estimate
-from edge_export.estimate import TIME_FROM, active_parameters, operations_per_second
+from edge_export.estimate import TIME_FROM, multiplied_parameters, operations_per_second
 from edge_export.plan import QuantizeRequest, leaf_bytes, quantizable
 from edge_export.quantize_report import settings
 from edge_export.torch_layers import Experts
@@ -45,7 +45,7 @@ def estimate_quantize(
 ) -> Estimate:
     """Of choosing levels and solving them on ``batches`` and, if ``compared``, of the report on ``scored``."""
     config = source.config
-    modules, forward = quantizable(config), 2 * active_parameters(config)
+    modules, forward = quantizable(config), 2 * multiplied_parameters(config)
     tokens, reported = (sum(batch.ids.numel() for batch in part) for part in (batches, scored))
     solved = request.method == "gptq" and not request.report_only
     chosen = request.budget_gb is not None and not request.report_only
