@@ -19,13 +19,14 @@ from typing import Any, Protocol, Union
 
 import numpy as np
 
+from edge_sdk.backoff import Backoff
 from edge_sdk.errors import CameraError, explain
 
 Source = Union[int, str, Path, Iterable[np.ndarray]]
 """A device's index or path, a file, a URL such as ``rtsp://``, or RGB images (height, width, 3) uint8 themselves."""
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 5.0
-"""Between attempts to open a lost source again: the first, doubled up to the last."""
+"""Between attempts to open a lost source again: the first, and the longest."""
 
 log = logging.getLogger("edge_sdk")
 
@@ -196,13 +197,12 @@ class FrameSource:
     def _reopen(self) -> bool:
         """Opens a lost source again, however long that takes; False if it is closed meanwhile."""
         log.warning("%s is lost: it will be opened again", self.name)
-        delay_s = FIRST_DELAY_S
-        while not self._stop.wait(delay_s):
+        backoff = Backoff(FIRST_DELAY_S, LONGEST_DELAY_S)
+        while not backoff.wait(self._stop):
             if self._reader.open():
                 self.reconnects += 1
                 log.info("%s is back", self.name)
                 return True
-            delay_s = min(2 * delay_s, LONGEST_DELAY_S)
         return False
 
 

@@ -1,9 +1,8 @@
-"""What robots at the end of a line share: the errors of a port that vanishes, the wait before it is opened again."""
+"""What robots at the end of a line share: the errors of a port that vanishes, and the check of an action."""
 
 from __future__ import annotations
 
 import termios
-from threading import Event
 
 import numpy as np
 
@@ -14,22 +13,7 @@ LINE_ERRORS = (OSError, termios.error)
 """What pyserial raises when a port vanishes; its own exceptions are OSErrors."""
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 1.0
-
-
-class Backoff:
-    """Waits twice as long after each failure, up to a second."""
-
-    def __init__(self) -> None:
-        self._wait_s = FIRST_WAIT_S
-
-    def wait(self, closing: Event) -> None:
-        """Waits, unless ``closing`` is set meanwhile."""
-        closing.wait(self._wait_s)
-        self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
-
-    def reset(self) -> None:
-        """Something went well: the next wait is a short one."""
-        self._wait_s = FIRST_WAIT_S
+"""Between attempts to open a port again."""
 
 
 def checked_action(action: np.ndarray, size: int) -> FloatArray:

@@ -11,8 +11,9 @@ import msgspec
 import numpy as np
 import serial
 
+from edge_sdk.backoff import Backoff
 from edge_sdk.control.frames import MAX_TTL_MS, FrameDecoder, Result, State, WireSchema
-from edge_sdk.control.line import LINE_ERRORS, Backoff, checked_action
+from edge_sdk.control.line import FIRST_WAIT_S, LINE_ERRORS, LONGEST_WAIT_S, checked_action
 from edge_sdk.control.link import HostLink
 from edge_sdk.errors import ConfigError, LinkError, explain
 
@@ -188,7 +189,7 @@ class SerialRobot:
         return HostLink(self.config.schema, self.config.heartbeat_timeout_ms, time.monotonic_ns())
 
     def _read(self) -> None:
-        decoder, backoff, heard_ns = FrameDecoder(), Backoff(), 0
+        decoder, backoff, heard_ns = FrameDecoder(), Backoff(FIRST_WAIT_S, LONGEST_WAIT_S), 0
         while not self._closing.is_set():
             if self._port is None:
                 if not self._open_port():

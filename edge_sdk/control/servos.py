@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from edge_sdk.control.line import LINE_ERRORS, Backoff, checked_action
+from edge_sdk.backoff import Backoff
+from edge_sdk.control.line import FIRST_WAIT_S, LINE_ERRORS, LONGEST_WAIT_S, checked_action
 from edge_sdk.errors import ConfigError, LinkError, explain
 
 TICKS_PER_TURN = 4096
@@ -270,7 +271,7 @@ class ServoRobot:
         return self._position
 
     def _run(self) -> None:
-        backoff = Backoff()
+        backoff = Backoff(FIRST_WAIT_S, LONGEST_WAIT_S)
         while not self._closing.is_set():
             try:
                 bus = self._open_bus()
