@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from transformers import LlavaForConditionalGeneration
 
 import edge_sdk
+from bundles import changed
 from edge_export.pack import Storage
 from edge_sdk import LanguageModel
 from edge_sdk.backends.ort import OrtEngine
@@ -27,8 +28,7 @@ from edge_sdk.camera import Frame
 from edge_sdk.errors import ConfigError, ImageError, MemoryLimitError, PromptError
 from edge_sdk.vision import _begin_of_image
 from places import ROOT
-from runtime.conftest import changed
-from runtime.servers import serving
+from servers import serving
 from sighted import IMAGE_TOKEN, LETTERS, VOCABULARY
 
 SILENT = [token for token in range(48) if token not in {VOCABULARY[letter] for letter in LETTERS}]

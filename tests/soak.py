@@ -1,6 +1,6 @@
 """Clients that ask, cancel, hang up and come back for minutes: no leak, no stuck place, no answer that another changed.
 
-    python tests/runtime/soak.py build/demo/student --minutes 10
+    python tests/soak.py build/demo/student --minutes 10
 
 Half of the time eight threads use the Python API, half of it eight OpenAI clients ask a server process. The bundle gets
 a tokenizer of letters, with which it can say JSON. Every answer is compared with the one that the same request got
