@@ -35,6 +35,8 @@ from edge_sdk.errors import ConfigError, RecordingError, explain
 
 MAGIC = b"\x89MCAP0\r\n"
 CRC_BYTES = 4
+DATA_END = b"\x0f" + CRC_BYTES.to_bytes(8, "little")
+"""How the record before the summary begins: opcode and length; a checksum is its content."""
 
 
 class Recording:
@@ -108,7 +110,7 @@ class Recording:
             for record in StreamReader(exact, validate_crcs=True, record_size_limit=size).records:
                 has_data_end |= isinstance(record, DataEnd)
                 yield record
-            if not has_data_end or not _summary_is_whole(file, size, record):
+            if not has_data_end or not _end_is_whole(file, size, record):
                 self._refuse("a complete file", "one that is damaged behind its data")
         except (EndOfFile, RecordLengthLimitExceeded):
             if not self.truncated:
@@ -210,8 +212,11 @@ def _ends_with_magic(file: BinaryIO) -> bool:
     return tail == MAGIC and size > len(MAGIC)
 
 
-def _summary_is_whole(file: BinaryIO, size: int, footer: Any) -> bool:
-    """Whether the summary's checksum, which mcap's reader does not look at, is right."""
-    file.seek(footer.summary_start)
-    summary = file.read(size - len(MAGIC) - CRC_BYTES - footer.summary_start)
-    return bool(zlib.crc32(summary) == footer.summary_crc)
+def _end_is_whole(file: BinaryIO, size: int, footer: Any) -> bool:
+    """Whether what mcap's reader does not look at is right: the summary's checksum, the length of the record before."""
+    start, end = footer.summary_start, size - len(MAGIC) - CRC_BYTES
+    if not len(DATA_END) + CRC_BYTES <= start <= end:
+        return False
+    file.seek(start - len(DATA_END) - CRC_BYTES)
+    data_end = file.read(len(DATA_END) + CRC_BYTES)
+    return data_end.startswith(DATA_END) and zlib.crc32(file.read(end - start)) == footer.summary_crc

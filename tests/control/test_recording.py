@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import os
 import re
@@ -30,7 +31,7 @@ from edge_sdk.control import recording, recording_format
 from edge_sdk.control.observers import InferenceRecord, TickRecord
 from edge_sdk.control.recording import Recorder
 from edge_sdk.control.recording_format import SCHEMA_NAMES, schema_of
-from edge_sdk.control.recording_reader import Recording
+from edge_sdk.control.recording_reader import DATA_END, Recording
 from edge_sdk.errors import RecordingError
 from recorded import CONFIG, RecurrentPolicy, record, run, tell
 
@@ -253,9 +254,12 @@ def test_a_flipped_bit_anywhere_is_noticed(
 def test_flipped_bits_in_what_no_chunk_holds_are_noticed(many_chunks: bytes, tmp_path: Path) -> None:
     header_end, chunk_ends = ends(many_chunks)
     path = tmp_path / "run.mcap"
-    for place in (*range(0, header_end, 3), *range(chunk_ends[-1][0], chunk_ends[-1][0] + 300)):
+    behind = chunk_ends[-1][0]
+    data_end = many_chunks.index(DATA_END, behind)
+    some = [(place, place % 8) for place in (*range(0, header_end, 3), *range(behind, behind + 300))]
+    for place, bit in (*some, *itertools.product(range(data_end, data_end + len(DATA_END)), range(8))):
         damaged = bytearray(many_chunks)
-        damaged[place] ^= 1 << place % 8
+        damaged[place] ^= 1 << bit
         path.write_bytes(damaged)
         with pytest.raises(RecordingError):
             list(Recording(path))
