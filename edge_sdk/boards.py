@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -13,6 +13,7 @@ GIB = 1 << 30
 MIB = 1 << 20
 
 Family = Literal["orin", "thor", "rtx"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 SOURCES = {
     "nano": "NVIDIA Jetson Orin Nano Series Data Sheet DS-11105-001, "
@@ -259,3 +260,46 @@ def board_named(name: str | None) -> Board:
     if name not in BOARDS:
         raise ConfigError(explain("--board", expected=f"one of {', '.join(BOARDS)}", found=name, todo="Choose one."))
     return BOARDS[name]
+
+
+def table() -> str:
+    """The boards as Markdown tables, as docs/boards.md has them."""
+    rows = [
+        "| board | GPU | memory | Linux sees | left for a model | JetPack (CUDA, TensorRT) | sources |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for board in BOARDS.values():
+        shown = f"{board.shown_bytes // MIB:,} MiB" if board.shown_bytes else "not found" if board.software else "all"
+        software = ", ".join(f"{each.jetpack} ({each.cuda}, {each.tensorrt})" for each in board.software)
+        cells = (
+            f"`{board.name}`",
+            f"{board.architecture}, {board.compute_capability}",
+            f"{board.memory_bytes // GIB} GiB",
+            shown,
+            f"{board.usable_bytes / 1e9:.1f} GB",
+            software or "-",
+            ", ".join(board.sources) or "not found",
+        )
+        rows.append("| " + " | ".join(cells) + " |")
+    rows += [
+        "",
+        "| board | mode | GPU, MHz | GB/s | " + " | ".join(PRECISIONS) + " |",
+        "|---|---|---|---|" + "---|" * len(PRECISIONS),
+    ]
+    for board in BOARDS.values():
+        for mode in board.modes:
+            clock = mode.gpu_mhz / board.modes[0].gpu_mhz
+            rates = [board.tensor_tops.get(precision) for precision in PRECISIONS]
+            cells = (
+                f"`{board.name}`",
+                mode.name,
+                f"{mode.gpu_mhz:g}",
+                f"{mode.bandwidth_gb_s:g}",
+                *("-" if rate is None else f"{clock * rate:.4g}" for rate in rates),
+            )
+            rows.append("| " + " | ".join(cells) + " |")
+        if board.other_modes:
+            cells = (f"`{board.name}`", ", ".join(board.other_modes), *["not found"] * 2, *["-"] * len(PRECISIONS))
+            rows.append("| " + " | ".join(cells) + " |")
+    rows += ["", *(f"* {name}: {source}" for name, source in SOURCES.items())]
+    return "\n".join(rows) + "\n"

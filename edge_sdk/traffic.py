@@ -95,7 +95,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def count(spec: LayerSpec, hidden: int) -> Counts:
-    """A layer's numbers, its norm included. Routers have a correction bias, used or not."""
+    """A layer's numbers as they are stored: its norm included, and biases of convolutions and routers, used or not."""
     if isinstance(spec, ParallelSpec):
         mamba, attention = count(spec.mamba, hidden), count(spec.attention, hidden)
         return Counts(products=mamba.products + attention.products, plain=mamba.plain + attention.plain - hidden)
@@ -108,13 +108,15 @@ def count(spec: LayerSpec, hidden: int) -> Counts:
             experts=spec.experts,
             top_k=spec.top_k,
         )
+    unused = 0
     if isinstance(spec, Mamba2Spec):
         products = hidden * (spec.proj_dim + spec.inner)
+        unused = 0 if spec.conv_bias else spec.conv_dim
     elif isinstance(spec, AttentionSpec):
         products = 2 * hidden * spec.head_dim * (spec.heads + spec.kv_heads)
     else:
         products = (3 if spec.activation == "silu_gated" else 2) * hidden * spec.intermediate
-    return Counts(products=products, plain=spec.parameters(hidden) - products + hidden)
+    return Counts(products=products, plain=spec.parameters(hidden) - products + hidden + unused)
 
 
 def input_widths(spec: LayerSpec, hidden: int) -> set[int]:
@@ -131,8 +133,9 @@ def input_widths(spec: LayerSpec, hidden: int) -> set[int]:
 
 
 def weight_bytes(config: ModelConfig, stored: WeightStorage) -> float:
-    """Bytes of all weights as a bundle stores them: the output projection by itself even where it is the embedding."""
-    total = config.vocab_size * config.hidden * (stored.embedding_bits + stored.output_bits) / 8 + 4 * config.hidden
+    """Bytes of all weights as a bundle stores them, which has an output projection besides a smaller embedding."""
+    output_bits = 0 if config.tie_embeddings and stored.bits == 32 else stored.output_bits
+    total = config.vocab_size * config.hidden * (stored.embedding_bits + output_bits) / 8 + 4 * config.hidden
     total += sum(
         (counts.products + counts.expert_products) * _layer_bits(stored, index) / 8 + 4 * counts.plain
         for index, counts in _layers(config.layers, config.hidden)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from edge_sdk.planning import Plan
+    from edge_sdk.planning import Plan, Setting
 
 
 def add_commands(commands: Commands) -> None:
@@ -71,65 +71,61 @@ def _show(plan: Plan) -> None:
     """What the model takes, every setting, and the one that is recommended."""
     from edge_sdk.planning import gigabytes
 
-    console, table = _console(), _table(f"{plan.sizes.parameters:,} parameters, {plan.context:,} positions of context")
+    console = _console()
+    table = _table("of the model", "stored as", "bytes")
     for kind in ("weights", "states", "cache"):
         for name, size in getattr(plan.sizes, kind).items():
-            table.add_row(f"{kind} in {name}", gigabytes(size))
-    console.print(table)
-    at = f" in mode {plan.mode}" if plan.mode else ""
-    table = _table(f"{plan.board}{at}: {gigabytes(plan.usable_bytes)} for the model and its runtime")
-    headings = ("weights", "cache", "peak memory", "fits", "decode tokens/s", f"prompt of {plan.prompt}, tokens/s")
-    for heading in headings:
-        table.add_column(heading)
-    table.show_header = True
+            table.add_row(kind, name, gigabytes(size))
+    console.print(f"{plan.sizes.parameters:,} parameters, a context of {plan.context:,}", table)
+    table = _table("weights", "cache", "peak, GB", "room, GB", "decode", "prompt")
     for setting in plan.settings:
-        fits = "yes" if setting.fits else f"no: {gigabytes(setting.peak_bytes - plan.usable_bytes)} too much"
-        rates = (_rate(setting.decode_tokens_per_second), _rate(setting.prefill_tokens_per_second))
-        chosen = "bold" if setting == plan.recommended else None
-        table.add_row(setting.weights, setting.cache, gigabytes(setting.peak_bytes), fits, *rates, style=chosen)
-    console.print(table)
+        chosen = "bold" if setting == plan.recommended else "" if setting.fits else "dim"
+        table.add_row(setting.weights, setting.cache, *_numbers(plan, setting), style=chosen)
+    at = f" in mode {plan.mode}" if plan.mode else ""
+    console.print(f"{plan.board}{at}: {gigabytes(plan.usable_bytes)} for the model and its runtime", table)
     if plan.recommended is not None:
         best = plan.recommended
-        room = f"there is room for {plan.longest_context:,} positions"
-        console.print(f"Recommended: weights in {best.weights}, keys and values in {best.cache}; {room}")
+        room = f"there is room for a context of {plan.longest_context:,}"
+        console.print(f"Recommended: weights in {best.weights}, keys and values in {best.cache}; {room}.")
         if len(best.decode_by_mode) > 1:
             by_mode = ", ".join(f"{name} {rate:.1f}" for name, rate in best.decode_by_mode.items())
-            console.print(f"Tokens per second by power mode: {by_mode}")
-    for note in plan.notes:
-        console.print(f"Note: {note}")
+            console.print(f"Its tokens per second by power mode: {by_mode}.")
+    _show_notes(console, [plan])
 
 
 def _show_all(plans: Sequence[Plan]) -> None:
-    """A line for each board."""
-    from edge_sdk.planning import gigabytes
-
+    """A line for each board, with the setting that is recommended there."""
     console = _console()
-    table = _table(f"{plans[0].sizes.parameters:,} parameters, {plans[0].context:,} positions of context")
-    prompt = f"prompt of {plans[0].prompt}, tokens/s"
-    for heading in ("board", "mode", "usable", "weights", "cache", "peak memory", "decode tokens/s", prompt):
-        table.add_column(heading)
-    table.show_header = True
+    table = _table("board", "weights", "cache", "peak, GB", "room, GB", "decode", "prompt")
     for plan in plans:
         best = plan.recommended
-        usable = gigabytes(plan.usable_bytes)
         if best is None:
-            table.add_row(plan.board, plan.mode or "", usable, "does not fit")
-            continue
-        rates = (_rate(best.decode_tokens_per_second), _rate(best.prefill_tokens_per_second))
-        table.add_row(plan.board, plan.mode or "", usable, best.weights, best.cache, gigabytes(best.peak_bytes), *rates)
-    console.print(table)
+            table.add_row(plan.board, "none fits", style="dim")
+        else:
+            table.add_row(plan.board, best.weights, best.cache, *_numbers(plan, best))
+    sizes, context = plans[0].sizes, plans[0].context
+    console.print(f"{sizes.parameters:,} parameters, a context of {context:,}, each board in its fastest mode", table)
+    _show_notes(console, plans)
+
+
+def _numbers(plan: Plan, setting: Setting) -> list[str]:
+    """Memory, what is left of it, and the two rates."""
+    memory = (f"{setting.peak_bytes / 1e9:,.2f}", f"{(plan.usable_bytes - setting.peak_bytes) / 1e9:+,.2f}")
+    rates = (setting.decode_tokens_per_second, setting.prefill_tokens_per_second)
+    return [*memory, *("unknown" if rate is None else f"{rate:,.1f}" for rate in rates)]
+
+
+def _show_notes(console: Console, plans: Sequence[Plan]) -> None:
+    console.print(f"decode: tokens per second with full caches; prompt: of {plans[0].prompt} tokens, read per second")
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         console.print(f"Note: {note}")
 
 
-def _rate(tokens_per_second: float | None) -> str:
-    return "unknown" if tokens_per_second is None else f"{tokens_per_second:,.1f}"
-
-
-def _table(title: str) -> Table:
+def _table(*headings: str) -> Table:
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    return Table(title=title, title_justify="left", show_header=False)
+    return Table(*headings, box=SIMPLE, padding=(0, 1, 0, 0))
 
 
 def _console() -> Console:

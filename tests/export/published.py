@@ -19,6 +19,7 @@ from edge_export.checkpoint import read_config
 from edge_export.families import qwen3
 from edge_sdk.boards import BOARDS, Board, PowerMode
 from edge_sdk.model import ModelConfig
+from edge_sdk.roofline import decode_seconds, prefill_seconds
 from edge_sdk.traffic import WeightStorage
 
 OFFICIAL = Path(__file__).parent / "official"
@@ -187,3 +188,49 @@ PREFILL = (
     Row("thor-t5000", "Qwen3-4B", "int4", 85.2, 292, note="Qwen3-VL-4B"),
     Row("thor-t5000", "Qwen3-8B", "int4", 156.5, 292, note="Qwen3-VL-8B", fitted=True),
 )
+
+UNPREDICTED = (
+    Row("thor-t5000", "nemotron-3-nano-4b", "nvfp4", 35.4, 66),
+    Row("thor-t5000", "nemotron-3-nano-30b-a3b", "nvfp4", 73.9, 66),
+    Row("thor-t5000", "nemotron-3-nano-4b", "nvfp4", 1150.8, 2048),
+    Row("thor-t5000", "nemotron-3-nano-30b-a3b", "nvfp4", 167.3, 2048),
+)
+"""Prompts of models with Mamba-2 layers, which the constants were not fitted to and are not held to."""
+
+PARAMETERS = {
+    "Qwen3-0.6B": (0.6, 0.44),
+    "Qwen3-1.7B": (1.7, 1.4),
+    "Qwen3-4B": (4.0, 3.6),
+    "Qwen3-8B": (8.2, 6.95),
+}
+"""Billions of parameters, and of those that are no embedding, as the model cards say."""
+
+
+def predicted(row: Row) -> float:
+    """Tokens per second, or milliseconds for a prompt."""
+    config, (board, mode) = row.config, row.place
+    weights = stored(row.precision, config)
+    if row.tokens is None:
+        return 1 / decode_seconds(config, weights, board, mode, row.context)
+    seconds = prefill_seconds(config, weights, board, mode, row.tokens)
+    assert seconds is not None
+    return 1e3 * seconds
+
+
+def table(rows: tuple[Row, ...]) -> str:
+    """Measured and predicted as a Markdown table, as docs/boards.md has it."""
+    prompts = rows[0].tokens is not None
+    unit, size = ("ms", "prompt") if prompts else ("tokens/s", "context")
+    lines = [
+        f"| board | model | weights | {size} | measured {unit} | predicted | error | used |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        found = predicted(row)
+        model = f"{row.model} (in {row.note})" if row.note else row.model
+        length = row.tokens if prompts else row.context
+        board = row.board + (f", {row.mode}" if row.mode else "")
+        used = "to fit" if row.fitted else "to judge"
+        numbers = f"{length} | {row.measured:.1f} | {found:.1f} | {found / row.measured - 1:+.1%}"
+        lines.append(f"| {board} | {model} | {row.precision} | {numbers} | {used} |")
+    return "\n".join(lines) + "\n"
