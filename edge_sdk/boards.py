@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 import msgspec
@@ -264,42 +265,43 @@ def board_named(name: str | None) -> Board:
 
 def table() -> str:
     """The boards as Markdown tables, as docs/boards.md has them."""
-    rows = [
-        "| board | GPU | memory | Linux sees | left for a model | JetPack (CUDA, TensorRT) | sources |",
-        "|---|---|---|---|---|---|---|",
+    memory = [_memory_row(board) for board in BOARDS.values()]
+    rates = [row for board in BOARDS.values() for row in _rate_rows(board)]
+    headings = ["board", "GPU", "memory", "Linux sees", "left for a model", "JetPack (CUDA, TensorRT)", "sources"]
+    lines = [_line(headings), _line(["---"] * len(headings)), *map(_line, memory), ""]
+    headings = ["board", "mode", "GPU, MHz", "GB/s", *PRECISIONS]
+    lines += [_line(headings), _line(["---"] * len(headings)), *map(_line, rates), ""]
+    return "\n".join(lines + [f"* {name}: {source}" for name, source in SOURCES.items()]) + "\n"
+
+
+def _memory_row(board: Board) -> list[str]:
+    """What a board is, and how much memory it has."""
+    shown = f"{board.shown_bytes // MIB:,} MiB" if board.shown_bytes else "not found"
+    return [
+        f"`{board.name}`",
+        f"{board.architecture}, {board.compute_capability}",
+        f"{board.memory_bytes // GIB} GiB",
+        "all" if board.family == "rtx" else shown,
+        f"{board.usable_bytes / 1e9:.1f} GB",
+        ", ".join(f"{each.jetpack} ({each.cuda}, {each.tensorrt})" for each in board.software) or "-",
+        ", ".join(board.sources) or "not found",
     ]
-    for board in BOARDS.values():
-        shown = f"{board.shown_bytes // MIB:,} MiB" if board.shown_bytes else "not found" if board.software else "all"
-        software = ", ".join(f"{each.jetpack} ({each.cuda}, {each.tensorrt})" for each in board.software)
-        cells = (
-            f"`{board.name}`",
-            f"{board.architecture}, {board.compute_capability}",
-            f"{board.memory_bytes // GIB} GiB",
-            shown,
-            f"{board.usable_bytes / 1e9:.1f} GB",
-            software or "-",
-            ", ".join(board.sources) or "not found",
+
+
+def _rate_rows(board: Board) -> list[list[str]]:
+    """Of each power mode its clocks, and what they make of the tensor cores' rates."""
+    rows = []
+    for mode in board.modes:
+        clock = mode.gpu_mhz / board.modes[0].gpu_mhz
+        found = [board.tensor_tops.get(precision) for precision in PRECISIONS]
+        rates = ["-" if rate is None else f"{clock * rate:.4g}" for rate in found]
+        rows.append([f"`{board.name}`", mode.name, f"{mode.gpu_mhz:g}", f"{mode.bandwidth_gb_s:g}", *rates])
+    if board.other_modes:
+        rows.append(
+            [f"`{board.name}`", ", ".join(board.other_modes), "not found", "not found", *["-"] * len(PRECISIONS)]
         )
-        rows.append("| " + " | ".join(cells) + " |")
-    rows += [
-        "",
-        "| board | mode | GPU, MHz | GB/s | " + " | ".join(PRECISIONS) + " |",
-        "|---|---|---|---|" + "---|" * len(PRECISIONS),
-    ]
-    for board in BOARDS.values():
-        for mode in board.modes:
-            clock = mode.gpu_mhz / board.modes[0].gpu_mhz
-            rates = [board.tensor_tops.get(precision) for precision in PRECISIONS]
-            cells = (
-                f"`{board.name}`",
-                mode.name,
-                f"{mode.gpu_mhz:g}",
-                f"{mode.bandwidth_gb_s:g}",
-                *("-" if rate is None else f"{clock * rate:.4g}" for rate in rates),
-            )
-            rows.append("| " + " | ".join(cells) + " |")
-        if board.other_modes:
-            cells = (f"`{board.name}`", ", ".join(board.other_modes), *["not found"] * 2, *["-"] * len(PRECISIONS))
-            rows.append("| " + " | ".join(cells) + " |")
-    rows += ["", *(f"* {name}: {source}" for name, source in SOURCES.items())]
-    return "\n".join(rows) + "\n"
+    return rows
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
