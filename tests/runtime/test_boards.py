@@ -133,7 +133,7 @@ def test_more_context_never_takes_less_and_is_never_faster(
     for short, long in zip(plans[0].settings, plans[1].settings):
         assert long.peak_bytes >= short.peak_bytes
         assert (long.decode_tokens_per_second or 0.0) <= (short.decode_tokens_per_second or 0.0)
-        assert short.fits or not long.fits
+        assert short.fits == (short.peak_bytes <= board.usable_bytes)
         assert (
             short.peak_bytes
             >= short.weight_bytes + short.state_bytes
@@ -185,9 +185,20 @@ def test_activations_are_more_than_one_layers_and_grow_with_the_block() -> None:
     assert traffic.activation_bytes(config, 512) > traffic.activation_bytes(config, 1) > 4 * config.vocab_size
 
 
-def test_a_width_that_blocks_do_not_fill_is_stored_in_16_bits() -> None:
-    odd = msgspec.structs.replace(small(), layers=(MlpSpec(intermediate=40),))
-    assert [stored.name for stored in storable(odd)] == ["bfloat16"]
+@pytest.mark.parametrize(
+    "odd",
+    [
+        MlpSpec(intermediate=40),
+        MoeSpec(experts=4, top_k=2, intermediate=64, shared_intermediate=64, latent=40),
+        MoeSpec(experts=4, top_k=2, intermediate=40, shared_intermediate=64),
+        MoeSpec(experts=4, top_k=2, intermediate=64, shared_intermediate=40),
+        AttentionSpec(heads=5, kv_heads=1, head_dim=8),
+        Mamba2Spec(heads=5, head_dim=8, groups=1, state=16),
+    ],
+)
+def test_a_width_that_blocks_do_not_fill_is_stored_in_16_bits(odd: LayerSpec) -> None:
+    config = msgspec.structs.replace(small(), layers=(odd,))
+    assert [stored.name for stored in storable(config)] == ["bfloat16"]
     assert [stored.name for stored in storable(small())] == ["bfloat16", "int8", "int4"]
 
 
@@ -223,10 +234,18 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
     assert "thor-t5000" in text
     assert "orin-nx-16gb," not in text.partition("What fits")[2]
     long = make_plan(small(28), board_named("orin-nano-8gb"), Request(context=1 << 17))
+    assert long.recommended is None
     assert long.longest_context is not None
     assert f"--context {long.longest_context}" in str(refusal(long, []))
     again = make_plan(small(28), board_named("orin-nano-8gb"), Request(context=long.longest_context))
     assert again.recommended is not None
+
+
+def test_a_prompt_is_read_in_blocks() -> None:
+    config, board = small(), board_named("agx-orin-64gb")
+    setting = make_plan(config, board, Request(prompt=700)).settings[0]
+    blocks = [prefill_seconds(config, BFLOAT16, board, board.mode(), *block) for block in ((512, 0), (188, 512))]
+    assert setting.prefill_tokens_per_second == pytest.approx(700 / sum(seconds or 0 for seconds in blocks))
 
 
 @pytest.mark.parametrize(
