@@ -220,8 +220,7 @@ BOARDS = {
             64,
             0,
             600,
-            _mode("MAXN", 1570, 273),
-            other_modes=("40 to 70 W",),
+            _mode("maximum", 1570, 273),
             sources=("thor", "t4000", "jetpack7"),
         ),
         _thor(

@@ -113,6 +113,8 @@ def make_plan(config: ModelConfig, board: Board, request: Request, stored: Seque
     if request.context > config.max_length:
         expected = f"at most the model's {config.max_length}"
         raise ConfigError(explain("--context", expected=expected, found=request.context, todo="Ask for less."))
+    if not stored:  # exports leave the drafting head out, unless speculation is asked for
+        config = msgspec.structs.replace(config, mtp=None)
     formats = stored or storable(config)
     caches: tuple[CacheDType, ...] = (config.cache_dtype,) if stored else CACHES
     settings = tuple(

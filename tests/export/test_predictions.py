@@ -110,6 +110,20 @@ def test_the_constants_are_what_the_fit_gives(family: str) -> None:
     assert shares.tensor["float16"] == SHARES["orin"].tensor["int4"]
 
 
+def test_the_docs_have_the_constants() -> None:
+    orin, thor = SHARES["orin"], SHARES["thor"]
+    rows = (
+        f"share of the bandwidth | {orin.bandwidth:.3f} | {thor.bandwidth:.3f}",
+        f"cycles of a layer, one token | {orin.decode_cycles:,.0f} | {thor.decode_cycles:,.0f}",
+        f"microseconds of a layer, many tokens | {orin.prefill_us:.0f} | {thor.prefill_us:.0f}",
+        f"int4 weights multiplied in float16 | {orin.tensor['int4']:.3f} | {thor.tensor['int4']:.3f}",
+        f"share of the rate, NVFP4 | - | {thor.tensor['nvfp4']:.3f}",
+        f"attention and scans | {orin.tensor['float16']:.3f} | {thor.tensor['float16']:.3f}",
+    )
+    text = DOCS.read_text(encoding="utf-8")
+    assert [row for row in rows if row not in text] == []
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_the_published_models_have_their_published_sizes(name: str) -> None:
     config, (billions, body) = MODELS[name], PARAMETERS[name]

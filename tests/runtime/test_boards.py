@@ -241,6 +241,14 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
     assert again.recommended is not None
 
 
+def test_a_drafting_head_is_left_out_as_exports_do() -> None:
+    config, board = small(), board_named("agx-orin-64gb")
+    drafting = msgspec.structs.replace(config, mtp=MtpSpec(layers=(MlpSpec(intermediate=4096),)))
+    assert make_plan(drafting, board, Request()) == make_plan(config, board, Request())
+    (setting,) = make_plan(drafting, board, Request(), [BFLOAT16]).settings
+    assert setting.weight_bytes == weight_bytes(drafting, BFLOAT16) > weight_bytes(config, BFLOAT16)
+
+
 def test_a_prompt_is_read_in_blocks() -> None:
     config, board = small(), board_named("agx-orin-64gb")
     setting = make_plan(config, board, Request(prompt=700)).settings[0]
