@@ -57,6 +57,8 @@ EXTRAS = {
     ],
     # Answers that follow a JSON schema, a regular expression or a grammar.
     "structured": ["llguidance>=1.9,<2"],
+    # The tables of `edge-sdk plan`, which does without for --json.
+    "plan": ["rich>=13.7"],
     # `edge-sdk serve`.
     "server": SERVER,
     # Gigabytes, for workstations.
@@ -257,5 +259,6 @@ setup(
     extras_require=EXTRAS,
     entry_points={
         "console_scripts": ["edge-sdk=edge_sdk.cli:main", "edge-export=edge_export.cli:main"],
+        "edge_sdk.model_readers": ["checkpoint=edge_export.checkpoint:read_config"],
     },
 )

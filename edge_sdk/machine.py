@@ -21,7 +21,7 @@ DRIVER = "libcuda.so.1"
 # CUdevice_attribute, in cuda.h
 MULTIPROCESSORS, CAPABILITY_MAJOR, CAPABILITY_MINOR = 16, 75, 76
 
-JETPACKS = {"35": "5", "36": "6", "38": "7"}
+JETPACKS = {"35": "5", "36": "6", "38": "7", "39": "7"}
 """JetPack by the major version of its Linux, L4T."""
 
 

@@ -1,54 +1,13 @@
-"""The boards and GPUs that an engine can be built for."""
+"""Which of the boards an engine can be built for, here."""
 
 from __future__ import annotations
 
 import msgspec
 
+from edge_sdk.boards import BOARDS, Board
 from edge_sdk.engine_files import Backend
 from edge_sdk.errors import ConfigError, explain
 from edge_sdk.machine import read_gpus
-
-GIB = 1 << 30
-
-
-class Board(msgspec.Struct, frozen=True, kw_only=True):
-    """A place where engines run."""
-
-    name: str
-    compute_capability: str
-    memory_bytes: int
-    """Of a Jetson: what processor and GPU share."""
-    bandwidth_gb_s: float | None = None
-    """Of its memory in 10**9 bytes per second, from NVIDIA's data sheets; for an Orin Nano in "Super" mode."""
-    gpu: str = ""
-    """The name that CUDA gives the GPU, where the board is this machine's."""
-
-
-def _jetson(name: str, compute_capability: str, gib: int, bandwidth_gb_s: float | None = None) -> Board:
-    return Board(
-        name=name,
-        compute_capability=compute_capability,
-        memory_bytes=gib * GIB,
-        bandwidth_gb_s=bandwidth_gb_s,
-    )
-
-
-BOARDS = {
-    board.name: board
-    for board in (
-        _jetson("orin-nano-4gb", "8.7", 4),
-        _jetson("orin-nano-8gb", "8.7", 8, 102),
-        _jetson("orin-nx-8gb", "8.7", 8, 102),
-        _jetson("orin-nx-16gb", "8.7", 16, 102),
-        _jetson("agx-orin-32gb", "8.7", 32, 205),
-        _jetson("agx-orin-64gb", "8.7", 64, 205),
-        _jetson("thor-t4000", "11.0", 64, 273),
-        _jetson("thor-t5000", "11.0", 128, 273),
-        Board(name="rtx-3060", compute_capability="8.6", memory_bytes=12 * GIB),
-        Board(name="rtx-4090", compute_capability="8.9", memory_bytes=24 * GIB),
-        Board(name="rtx-5090", compute_capability="12.0", memory_bytes=32 * GIB),
-    )
-}
 
 RTX_CAPABILITIES = ("8.6", "8.9", "12.0", "12.1")
 """Where TensorRT-RTX runs."""

@@ -10,11 +10,12 @@ from typing import Annotated
 import msgspec
 import typer
 
-from edge_export.boards import BOARDS, HERE
+from edge_export.boards import HERE
 from edge_export.chain import describe_chain, read_chain, run_chain
 from edge_export.dry_run import DryRun
 from edge_export.engine import EngineRequest, make_engine
 from edge_export.terminal import console
+from edge_sdk.boards import BOARDS
 from edge_sdk.errors import EdgeError
 
 HELP = """

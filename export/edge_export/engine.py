@@ -13,12 +13,13 @@ from typing import Any, Literal
 import msgspec
 from rich.table import Table
 
-from edge_export.boards import HERE, Board, check_is_here, find_board
+from edge_export.boards import HERE, check_is_here, find_board
 from edge_export.dry_run import Estimate, require_room, show_estimate
 from edge_export.tensorrt_builder import EngineBuilder, profile_ranges
 from edge_export.tensorrt_graph import ACTIVATIONS, Summary, write_tensorrt_graph
 from edge_export.terminal import console
 from edge_sdk.backends.trt_module import import_tensorrt, installed_library, load_plugins
+from edge_sdk.boards import Board
 from edge_sdk.bundle import ENGINES, GRAPH, WEIGHTS, Bundle
 from edge_sdk.engine_files import Backend, EngineKey, EngineRecord, Limits, Precision, engine_path, graph_id
 from edge_sdk.errors import BackendError, explain

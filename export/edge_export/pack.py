@@ -28,6 +28,7 @@ from edge_sdk.files import resumable_directory
 from edge_sdk.model import CacheDType, ModelConfig, StateDType
 from edge_sdk.speculation import DRAFT, EMBED, ROLLBACK, VISION, GraphSpec, extra_graphs
 from edge_sdk.text import TEMPLATE_FILE, TOKENIZER_FILE
+from edge_sdk.traffic import WeightStorage, bundle_storage
 
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 MODEL_KEY = "edge.model"
@@ -53,6 +54,11 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
         """The weights in a word, for the manifest."""
         blocks = f"-block{self.block_size}" if self.weights.startswith("int") else ""
         return f"{self.weights}{blocks}" + ("-head4" if self.weights == "int4" and self.head_bits == 4 else "")
+
+    @property
+    def weight_storage(self) -> WeightStorage:
+        """The weights, for what counts their bytes."""
+        return bundle_storage(self.weights, block_size=self.block_size, head_bits=self.head_bits)
 
     def convert(self) -> Convert:
         """What becomes of a model's leaves."""

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import scan
-from edge_export.budget import Budget, step_bytes, step_ms, weight_bytes
+from edge_export.budget import Budget, step_ms, weight_bytes
 from edge_export.checkpoint import load_model, read_config
 from edge_export.cli import app
 from edge_export.data import Batch, StoredSamples, collate
@@ -25,6 +25,7 @@ from edge_export.search import axis_sizes, by_zero_shot, candidates
 from edge_sdk.errors import ConfigError
 from edge_sdk.model import AttentionSpec, Mamba2Spec, MlpSpec, ModelConfig, RopeSpec
 from edge_sdk.text import TextCodec
+from edge_sdk.traffic import step_weight_bytes
 from llm_checkpoints import SIZES
 from places import TEACHER
 from tiny import make
@@ -138,13 +139,12 @@ def test_a_budgets_bytes_are_those_that_are_stored(variant: str, weights: str) -
 def test_a_steps_bytes_are_those_of_the_benchmark() -> None:
     """docs/benchmarks.md: 4b in int4 reads 2,437 MB a step, states and caches not counted."""
     config, storage = SIZES["4b"], Storage(weights="int4")
-    weights = step_bytes(config, storage, 1) - 2 * config.state_bytes(1, 1)
-    assert weights == pytest.approx(2.437e9, rel=2e-3)
-    estimated = step_ms(config, storage, "orin-nano-8gb", 1, layer_overhead_us=100.0)
-    assert estimated == pytest.approx(step_bytes(config, storage, 1) / 102e6 + 4.2)
+    assert step_weight_bytes(config, storage.weight_storage) == pytest.approx(2.437e9, rel=2e-3)
+    # with a long context the caches are most of a step
+    assert step_ms(config, storage, "orin-nano-8gb", 131072) > 1.5 * step_ms(config, storage, "orin-nano-8gb", 1)
 
 
-@pytest.mark.parametrize("limits", [{}, {"params": 1.0, "gb": 1.0}, {"ms": 1.0}, {"ms": 1.0, "board": "rtx-4090"}])
+@pytest.mark.parametrize("limits", [{}, {"params": 1.0, "gb": 1.0}, {"ms": 1.0}, {"ms": 1.0, "board": "rtx-3060"}])
 def test_a_budget_is_one_limit_and_ms_need_a_known_board(limits: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="expected"):
         Budget(**limits)  # type: ignore[arg-type]
@@ -155,11 +155,11 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_export.search.DRAWS", 1500)
 
 
-@pytest.mark.parametrize(("seed", "share"), [(0, 0.6), (1, 0.8)])
+@pytest.mark.parametrize(("seed", "share"), [(0, 0.7), (1, 0.85)])
 def test_candidates_fit_the_budget_and_are_what_pruning_makes(seed: int, share: float) -> None:
     config, storage = make("plain").config, Storage(weights="int4")
-    board = {"board": "agx-orin-64gb", "storage": storage, "layer_overhead_us": 0.0}
-    budget = Budget(ms=share * step_ms(config, storage, "agx-orin-64gb", layer_overhead_us=0.0), **board)  # type: ignore[arg-type]
+    board = {"board": "agx-orin-64gb", "storage": storage}
+    budget = Budget(ms=share * step_ms(config, storage, "agx-orin-64gb"), **board)  # type: ignore[arg-type]
     found = candidates(config, None, budget.cost, budget.limit, count=5, seed=seed)
     assert [item.kept for item in found] == sorted((item.kept for item in found), reverse=True)
     for item in found:
