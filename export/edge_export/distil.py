@@ -46,7 +46,7 @@ class DistilSchedule(Schedule, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 Gap = Callable[[HybridBody, Tensor, Any, DistilSchedule], Tensor]
-"""From the student, what it predicts and what the teacher answers to how far they are apart, summed over the targets."""
+"""From the student, what it predicts and what the teacher answers: how far they are apart, summed over the targets."""
 
 
 class DistilLoss(nn.Module):

@@ -1,4 +1,4 @@
-"""Episodes as batches for a recurrent policy: rows of observations, and some of their chunks of actions to be learnt."""
+"""Episodes as batches for a recurrent policy: rows of observations, and some of their chunks of actions to learn."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Importance:
 
 
 @torch.no_grad()
-def measure(model: HybridBody, batches: Iterable[StepBatch]) -> Importance:
+def measure(model: HybridBody, batches: Iterable[Any]) -> Importance:
     """Scores from calibration batches; only positions with a target count. Raises ConfigError if there are none.
 
     Takes as many forward passes of every batch as there are layers, and one more; of a policy also as many as its

@@ -23,6 +23,9 @@ from edge_sdk.model import ModelConfig
 from edge_sdk.policy_spec import PolicySpec
 
 
+DEFAULTS = EpisodeSettings()
+
+
 def described_model(raw: Mapping[str, Any], data: Path) -> ModelConfig:
     """A recipe's model. What it does not say of a policy's schema is that of the episodes."""
     if raw.get("model_type") == policy.FAMILY:
@@ -40,7 +43,7 @@ def read_lessons(
     config: ModelConfig,
     *,
     length: int | None,
-    settings: EpisodeSettings = EpisodeSettings(),
+    settings: EpisodeSettings = DEFAULTS,
 ) -> Lessons:
     """What a model learns from. Raises ConfigError for options that are missing, or are not for such a model."""
     if config.policy is None:

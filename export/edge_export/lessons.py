@@ -25,10 +25,15 @@ from edge_sdk.policy_spec import PolicySpec
 class Lessons(Protocol):
     """What the commands ask of data, whatever kind of model learns from it."""
 
-    loss: LossFunction
-    """What the data says of a model."""
-    gap: Gap
-    """Between a student and its teacher."""
+    @property
+    def loss(self) -> LossFunction:
+        """What the data says of a model."""
+        ...
+
+    @property
+    def gap(self) -> Gap:
+        """Between a student and its teacher."""
+        ...
 
     def batches(self, batch_size: int, seed: int) -> BatchSource:
         """The data in batches."""

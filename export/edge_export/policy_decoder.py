@@ -87,9 +87,9 @@ class ActionDecoder(nn.Module):
     def reset_parameters(self) -> None:
         """Random weights for training from scratch: normal, scaled down for the blocks' outputs."""
         nn.init.normal_(self.place, std=0.5)
-        for block in self.blocks:
-            for out in (block.out_proj.weight, block.down_proj.weight):
-                nn.init.normal_(out, std=(out.shape[1] * 2 * len(self.blocks)) ** -0.5)
+        for name, weight in self.blocks.named_parameters():
+            if name.endswith(("out_proj.weight", "down_proj.weight")):
+                nn.init.normal_(weight, std=(weight.shape[1] * 2 * len(self.blocks)) ** -0.5)
 
     def run(self, tokens: Tensor) -> Tensor:
         """Tokens (rows, chunk, hidden) -> what stands for their actions (rows, chunk, action_dim)."""

@@ -43,10 +43,9 @@ def chunks_of(
     episode.check(schema)
     observations = []
     for item in schema.observations:
-        values = episode.observations[item.name][steps]
-        observations.append(
-            torch.from_numpy(np.concatenate([np.zeros((len(ids), *item.shape), item.dtype), values]))[None]
-        )
+        before = np.zeros((len(ids), *item.shape), item.dtype)
+        values = np.concatenate([before, episode.observations[item.name][steps]])
+        observations.append(torch.from_numpy(values)[None])
     tokens = None if codec is None else torch.tensor([[*ids, *[NO_TOKEN] * len(steps)]])
     conditions = model.eval()(observations, tokens)[:, len(ids) :]
     generator = torch.Generator().manual_seed(seed)

@@ -14,7 +14,7 @@ State = dict[str, Tensor]
 
 
 def prune_ends(spec: PolicySpec, new: PolicySpec, state: State, hidden: Tensor, scores: PolicyImportance) -> State:
-    """The tensors of encoder and decoder, cut from the sizes of ``spec`` to those of ``new`` and the kept ``hidden``."""
+    """The tensors of encoder and decoder, cut to the sizes of ``new`` and to the kept ``hidden`` channels."""
     pruned = _vectors(new, state, hidden, scores)
     for index in range(len(images(spec.schema))):
         prefix = f"encoder.images.{index}."

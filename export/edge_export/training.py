@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal
 
 import msgspec
 import torch
@@ -25,7 +25,7 @@ from edge_export.distributed import is_first, like, share, summed, whole, world
 from edge_export.logs import add_events, plot_losses, write_log
 from edge_export.terminal import console, interruptible
 from edge_export.torch_layers import Moe
-from edge_export.torch_model import HybridBody, HybridLM
+from edge_export.torch_model import AnyModel, HybridBody, HybridLM
 from edge_sdk.errors import CheckpointError, EdgeError, explain
 from edge_sdk.files import new_directory
 
@@ -68,12 +68,12 @@ LossFunction = Callable[[Any, Any], Tensor]
 """Of a model and a batch: the sum over its targets over ``batch.tokens``. One that is a module is trained as well."""
 
 
-class Trainer:
+class Trainer(Generic[AnyModel]):
     """A model, its optimizer and a folder that holds the run's log and its last checkpoint."""
 
     def __init__(
         self,
-        model: HybridBody,
+        model: AnyModel,
         batches: BatchSource,
         schedule: Schedule,
         folder: Path,
@@ -96,7 +96,7 @@ class Trainer:
         self.rows: list[tuple[float, ...]] = []
         self._shown = 0
 
-    def run(self) -> HybridBody:
+    def run(self) -> AnyModel:
         """Trains to the schedule's end, from the folder's checkpoint where there is one."""
         _keep_freed_memory()
         self.folder.mkdir(parents=True, exist_ok=True)
