@@ -1,4 +1,4 @@
-"""A task whose answer is known: a damped linear system under linear feedback, so that every chunk follows from the state."""
+"""A task whose answer is known: a damped linear system under linear feedback; every chunk follows from the state."""
 
 from __future__ import annotations
 
