@@ -36,4 +36,5 @@ def test_the_table_names_the_graphs_inputs(tmp_path: Path, monkeypatch: pytest.M
     section = PAGE[PAGE.index("| input |") : PAGE.index("Outputs:")]
     named = re.findall(r"^\| `([\w.<>]+)` \| (\w+)[^(]*\(([^)]*)\)", section, flags=re.MULTILINE)
     expected = [(spec.name.replace("state", "<name>"), spec.dtype, len(spec.shape)) for spec in inputs]
-    assert [(name, dtype, shape.count(",") + 1) for name, dtype, shape in named] == expected
+    found = [(name, dtype, shape.count(",") + 1) for name, dtype, shape in named if "..." not in name]
+    assert found == expected
