@@ -8,17 +8,8 @@ from typing import Literal
 
 import msgspec
 
-from edge_sdk.model import (
-    DTYPE_BYTES,
-    AttentionSpec,
-    LayerSpec,
-    Mamba2Spec,
-    MlpSpec,
-    ModelConfig,
-    MoeSpec,
-    ParallelSpec,
-    TensorSpec,
-)
+from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, MlpSpec, ModelConfig, MoeSpec, ParallelSpec
+from edge_sdk.tensor_spec import DTYPE_BYTES, TensorSpec
 
 Precision = Literal["float16", "float8", "int8", "float4"]
 """Of the numbers that tensor cores multiply; bfloat16 is as fast as float16."""
@@ -134,8 +125,9 @@ def input_widths(spec: LayerSpec, hidden: int) -> set[int]:
 
 def weight_bytes(config: ModelConfig, stored: WeightStorage) -> float:
     """Bytes of all weights as a bundle stores them, which has an output projection besides a smaller embedding."""
-    output_bits = 0 if config.tie_embeddings and stored.bits == 32 else stored.output_bits
-    total = config.vocab_size * config.hidden * (stored.embedding_bits + output_bits) / 8 + 4 * config.hidden
+    tied = config.tie_embeddings and stored.bits == 32
+    total = config.vocab_size * config.hidden * stored.embedding_bits / 8
+    total += _end_bytes(config, stored, outputs=0 if tied else config.vocab_size)
     total += sum(
         (counts.products + counts.expert_products) * _layer_bits(stored, index) / 8 + 4 * counts.plain
         for index, counts in _layers(config.layers, config.hidden)
@@ -151,11 +143,18 @@ def weight_bytes(config: ModelConfig, stored: WeightStorage) -> float:
 
 def step_weight_bytes(config: ModelConfig, stored: WeightStorage, tokens: int = 1) -> float:
     """Bytes of weights that a step with so many tokens reads; of the embedding, nothing worth counting."""
-    total = config.vocab_size * config.hidden * stored.output_bits / 8 + 4 * config.hidden
+    total = _end_bytes(config, stored, outputs=config.vocab_size)
     return total + sum(
         counts.read(tokens) * _layer_bits(stored, index) / 8 + 4 * counts.plain
         for index, counts in _layers(config.layers, config.hidden)
     )
+
+
+def _end_bytes(config: ModelConfig, stored: WeightStorage, outputs: int) -> float:
+    """Of what comes after the layers: a norm, and the output projection or, of a policy, its encoder and decoder."""
+    if config.policy is not None:
+        return float(4 * (config.hidden + config.policy.parameters(config.hidden)))
+    return outputs * config.hidden * stored.output_bits / 8 + 4 * config.hidden
 
 
 def step_state_bytes(config: ModelConfig, context: int) -> float:
@@ -174,9 +173,12 @@ def step_bytes(config: ModelConfig, stored: WeightStorage, context: int, tokens:
 
 
 def product_operations(config: ModelConfig, tokens: int) -> float:
-    """Multiplications and additions in the products of weights, of which only one token's logits are wanted."""
+    """Multiplications and additions in the products of weights, of which only one token's logits are wanted.
+
+    Of a policy the layers' only: its encoder and decoder are not counted.
+    """
     layers = sum(counts.multiplied for _, counts in _layers(config.layers, config.hidden))
-    return 2 * (layers * tokens + config.vocab_size * config.hidden)
+    return 2 * (layers * tokens + (config.vocab_size * config.hidden if config.policy is None else 0))
 
 
 def mixing_operations(config: ModelConfig, tokens: int, context: int = 0) -> float:
