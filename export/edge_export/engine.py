@@ -68,13 +68,14 @@ def make_engine(path: Path, request: EngineRequest, *, dry_run: bool = False) ->
     The engine and the JSON beside it appear whole or not at all. Raises BackendError or ConfigError where TensorRT, the
     plugin library, the GPU or the room on the disk is missing, or where TensorRT refuses the graph.
     """
-    bundle, board = Bundle.open(path), find_board(request.board, request.backend)
+    bundle = Bundle.open(path)
     model = bundle.manifest.model
     if model.vision is not None or model.policy is not None:
         found = "one that sees" if model.policy is None else "a policy"
         raise BackendError(
             explain(str(path), expected="a model of text", found=found, todo="It runs on ONNX Runtime only.")
         )
+    board = find_board(request.board, request.backend)
     folder, weights = bundle.path / ENGINES, bundle.manifest.files[WEIGHTS].bytes
     if dry_run:
         summary = write_tensorrt_graph(bundle.path, None, request.precision, request.claimed)
