@@ -4,7 +4,8 @@
     model.onnx      the graph; its weights in model.onnx.data
     rollback.onnx   draft.onnx: the graphs for speculative decoding, where they were exported; weights as above
     embed.onnx      vision.onnx: of a model that sees; weights as above
-    tokenizer.json  chat_template.jinja
+    tokenizer.json  chat_template.jinja; of a policy the former, and only where it reads instructions
+    policy.json     of a policy: what it sees and does
     engines/        what a device made for itself from these files; not listed in the manifest, never copied
 
 A bundle is read without pickle and without running anything from it (docs/decisions/0003).
@@ -20,10 +21,12 @@ from typing import NoReturn
 
 import msgspec
 
+from edge_sdk.control.policy import POLICY_FILE, PolicyConfig
 from edge_sdk.errors import BundleError, ConfigError, explain
 from edge_sdk.files import new_directory, sha256
-from edge_sdk.model import ModelConfig, TensorSpec
+from edge_sdk.model import ModelConfig
 from edge_sdk.speculation import GraphSpec, extra_graphs
+from edge_sdk.tensor_spec import TensorSpec
 from edge_sdk.text import TEMPLATE_FILE, TOKENIZER_FILE
 
 FORMAT_VERSION = 2
@@ -32,6 +35,7 @@ GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
 ENGINES = "engines"
 REQUIRED_FILES = (GRAPH, WEIGHTS, TOKENIZER_FILE, TEMPLATE_FILE)
+"""Of a language model."""
 REEXPORT = "Copy the bundle again or export it again with `edge-export bundle`."
 
 
@@ -55,6 +59,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     files: dict[str, FileEntry]
     graphs: dict[str, GraphSpec] = {}
     """The graphs besides model.onnx, by file name."""
+
+
+def required_files(model: ModelConfig) -> tuple[str, ...]:
+    """What a model's bundle must hold."""
+    if model.policy is None:
+        return (*REQUIRED_FILES, *extra_graphs(model))
+    return (GRAPH, WEIGHTS, POLICY_FILE, *([TOKENIZER_FILE] if model.policy.instruction else []))
 
 
 class _Version(msgspec.Struct):
@@ -82,9 +93,10 @@ class Bundle:
         for name, entry in manifest.files.items():
             _check_file(folder, name, entry, verify_hashes)
         graphs = extra_graphs(manifest.model)
-        for name in (*REQUIRED_FILES, *graphs):
+        for name in required_files(manifest.model):
             if name not in manifest.files:
                 _refuse(str(folder / MANIFEST), expected=f"an entry for {name}", found="none")
+        _check_schema(folder, manifest.model)
         described = (manifest.model.inputs(), manifest.model.outputs(), graphs)
         if (manifest.inputs, manifest.outputs, manifest.graphs) != described:
             _refuse(str(folder / MANIFEST), expected="inputs and outputs that follow from the model", found="others")
@@ -133,6 +145,19 @@ def _read_manifest(folder: Path) -> Manifest:
         return msgspec.json.decode(text, type=Manifest)
     except (msgspec.DecodeError, ConfigError) as error:  # ValidationError is a DecodeError
         _refuse(str(path), expected="a valid manifest", found=error)
+
+
+def _check_schema(folder: Path, model: ModelConfig) -> None:
+    """Refuses a policy.json that is not the model's."""
+    if model.policy is None:
+        return
+    path = folder / POLICY_FILE
+    try:
+        schema = PolicyConfig.read(path)
+    except ConfigError as error:
+        _refuse(str(path), expected="a policy's schema", found=error)
+    if schema != model.policy.schema:
+        _refuse(str(path), expected=f"the schema that {MANIFEST} has", found="another")
 
 
 def _check_file(folder: Path, name: str, entry: FileEntry, verify_hash: bool) -> None:

@@ -14,30 +14,14 @@ from typing import ClassVar, Literal, Union
 import msgspec
 
 from edge_sdk.errors import ConfigError, explain
+from edge_sdk.policy_spec import PolicySpec
+from edge_sdk.tensor_spec import DTYPE_BYTES, Dim, DType, TensorSpec
 from edge_sdk.vision_spec import VisionSpec
-
-Dim = Union[int, str]
-"""A fixed size, or the name of a dynamic one: ``batch``, ``length``, ``capacity`` of the caches, ``kept`` logits."""
 
 CacheDType = Literal["float32", "float16", "int8"]
 StateDType = Literal["float32", "float16"]
-DType = Literal["int64", "float32", "float16", "int8"]
-DTYPE_BYTES: dict[DType, int] = {"int64": 8, "float32": 4, "float16": 2, "int8": 1}
-
 StateShape = tuple[DType, tuple[Dim, ...]]
 """How a state is stored, and its shape."""
-
-
-class TensorSpec(msgspec.Struct, frozen=True):
-    """Name, dtype and shape of one graph input or output."""
-
-    name: str
-    dtype: DType
-    shape: tuple[Dim, ...]
-
-    def sized(self, **sizes: int) -> tuple[int, ...]:
-        """The shape with its dynamic dimensions replaced, e.g. ``spec.sized(batch=1, capacity=256)``."""
-        return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.shape)
 
 
 def _require(condition: bool, what: str, expected: object, found: object) -> None:
@@ -319,9 +303,16 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The graph has the outputs that taking back tokens and drafting need (``edge_sdk.speculation``)."""
     vision: VisionSpec | None = None
     """How the model sees; then the graph takes embeddings, which stand for tokens or for parts of an image."""
+    policy: PolicySpec | None = None
+    """What it sees and does where it drives a robot; then it has no output projection over a vocabulary."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "vocab_size", "hidden", "max_length")
+        _require_positive(self, "hidden", "max_length")
+        textless = self.policy is not None and not self.policy.instruction
+        vocabulary = "0: no instruction is read" if textless else "a positive number"
+        _require((self.vocab_size == 0) if textless else self.vocab_size > 0, "vocab_size", vocabulary, self.vocab_size)
+        alone = self.policy is None or (self.mtp is None and self.vision is None and not self.speculation)
+        _require(alone, "A policy", "no mtp, vision or speculation", "one of them")
         _require(len(self.layers) > 0, "ModelConfig.layers", "at least one layer", "none")
         for token in self.eos_token_ids:
             _require(0 <= token < self.vocab_size, "eos_token_id", f"an id below {self.vocab_size}", token)
@@ -333,9 +324,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def parameters(self) -> int:
         """Number of weights of the whole model, the drafting head included."""
-        embeddings = self.vocab_size * self.hidden * (1 if self.tie_embeddings else 2)
+        embeddings = self.vocab_size * self.hidden * (1 if self.tie_embeddings or self.policy is not None else 2)
         norms = self.hidden * (len(self.layers) + 1)
-        specs = [*self.layers, *(spec for spec in (self.mtp, self.vision) if spec is not None)]
+        specs = [*self.layers, *(spec for spec in (self.mtp, self.vision, self.policy) if spec is not None)]
         return embeddings + norms + sum(spec.parameters(self.hidden) for spec in specs)
 
     def active_parameters(self) -> int:
@@ -345,7 +336,12 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return self.parameters() - idle
 
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Inputs of the graph: token ids, how many positions each row's caches hold, whose logits to return, states."""
+        """Inputs of the graph: token ids, how many positions each row's caches hold, whose logits to return, states.
+
+        Of a policy: see :meth:`PolicySpec.inputs`.
+        """
+        if self.policy is not None:
+            return (*self.policy.inputs(), *self.past_specs())
         ids = TensorSpec("input_ids", "int64", ("batch", "length"))
         return (
             ids if self.vision is None else TensorSpec("inputs_embeds", "float32", ("batch", "length", self.hidden)),
@@ -356,6 +352,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Outputs of the graph: the wanted logits, every state after the last token, and what speculation needs."""
+        if self.policy is not None:
+            return (*self.policy.outputs(), *self.present_specs())
         logits = TensorSpec("logits", "float32", ("batch", "kept", self.vocab_size))
         return (logits, *self.present_specs(), *self.speculation_specs())
 

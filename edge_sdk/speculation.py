@@ -8,7 +8,8 @@ from typing import Literal, get_args
 import msgspec
 
 from edge_sdk.errors import ConfigError, explain
-from edge_sdk.model import Mamba2Spec, ModelConfig, MtpSpec, TensorSpec, state_specs
+from edge_sdk.model import Mamba2Spec, ModelConfig, MtpSpec, state_specs
+from edge_sdk.tensor_spec import TensorSpec
 from edge_sdk.vision_spec import VisionSpec
 
 Speculation = Literal["auto", "off", "lookup", "head"]

@@ -12,9 +12,9 @@ import numpy as np
 
 from edge_sdk.bundle import Bundle
 from edge_sdk.errors import BackendError, PromptError, explain
-from edge_sdk.model import TensorSpec
 from edge_sdk.pace import StepTimes
 from edge_sdk.speculation import check, verifiable
+from edge_sdk.tensor_spec import TensorSpec
 
 FIRST_CAPACITY = 256
 """Positions that attention caches have room for at first."""

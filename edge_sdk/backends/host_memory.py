@@ -15,7 +15,7 @@ import numpy as np
 
 from edge_sdk.backends import FIRST_CAPACITY, used
 from edge_sdk.memory_budget import MemoryBudget, Piece, reserve_addresses
-from edge_sdk.model import TensorSpec
+from edge_sdk.tensor_spec import TensorSpec
 
 CACHE_LINE = 64
 """Bytes."""

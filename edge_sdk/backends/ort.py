@@ -19,8 +19,8 @@ from edge_sdk.backends.ort_vision import EmbeddingSessions
 from edge_sdk.bundle import ENGINES, GRAPH, WEIGHTS, Bundle
 from edge_sdk.errors import BackendError, explain
 from edge_sdk.memory_budget import MemoryBudget
-from edge_sdk.model import TensorSpec
 from edge_sdk.speculation import only_caches, without_caches
+from edge_sdk.tensor_spec import TensorSpec
 
 BODY_BLOCK, KERNEL_BLOCK = 128, 512
 """Tokens fed at once: the scan's function body is quadratic in the length of a block."""

@@ -18,9 +18,9 @@ from edge_sdk.backends.ort import Call, OrtEngine, OrtStates
 from edge_sdk.backends.ort_head import DraftHead, HeadContext
 from edge_sdk.bundle import Bundle
 from edge_sdk.errors import BackendError, explain
-from edge_sdk.model import TensorSpec
 from edge_sdk.pace import HEAD, ROLLBACK_RUN, StepTimes
 from edge_sdk.speculation import DRAFT, ROLLBACK, rollback_spec, verifiable, without_caches
+from edge_sdk.tensor_spec import TensorSpec
 
 RELEASED_KEPT = 4
 """States of ended sessions whose memory and bindings the next ones take over."""

@@ -11,7 +11,8 @@ import numpy as np
 
 from edge_sdk.backends import Wanted
 from edge_sdk.engine_files import DECODE, PREFILL, Limits
-from edge_sdk.model import DTYPE_BYTES, ModelConfig, TensorSpec
+from edge_sdk.model import ModelConfig
+from edge_sdk.tensor_spec import DTYPE_BYTES, TensorSpec
 
 ALIGNMENT = 256
 """Bytes: what TensorRT wants of an address."""

@@ -82,15 +82,15 @@ class Scaling:
     """normalised = (physical - offset) / scale + shift, along the last axis."""
 
     def __init__(self, offset: ArrayLike, scale: ArrayLike, shift: float) -> None:
-        self._offset, self._scale = np.asarray(offset, dtype=np.float32), np.asarray(scale, dtype=np.float32)
-        self._shift = np.float32(shift)
+        self.offset, self.scale = np.asarray(offset, dtype=np.float32), np.asarray(scale, dtype=np.float32)
+        self.shift = np.float32(shift)
 
     def normalize(self, physical: ArrayLike) -> FloatArray:
         """(..., size) in physical units to what the network sees."""
         values = np.asarray(physical, dtype=np.float32)
-        return np.asarray((values - self._offset) / self._scale + self._shift, dtype=np.float32)
+        return np.asarray((values - self.offset) / self.scale + self.shift, dtype=np.float32)
 
     def unnormalize(self, normalized: ArrayLike) -> FloatArray:
         """(..., size) from the network to physical units; the inverse of :meth:`normalize`."""
         values = np.asarray(normalized, dtype=np.float32)
-        return np.asarray((values - self._shift) * self._scale + self._offset, dtype=np.float32)
+        return np.asarray((values - self.shift) * self.scale + self.offset, dtype=np.float32)

@@ -14,7 +14,8 @@ import msgspec
 from edge_export.boards import BOARDS
 from edge_export.pack import Storage
 from edge_sdk.errors import ConfigError, explain
-from edge_sdk.model import DTYPE_BYTES, AttentionSpec, LayerSpec, Mamba2Spec, ModelConfig, MoeSpec, TensorSpec
+from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, ModelConfig, MoeSpec
+from edge_sdk.tensor_spec import DTYPE_BYTES, TensorSpec
 
 LAYER_OVERHEAD_US = 10.0
 """An assumption, not a measurement: two or three kernels' starts."""

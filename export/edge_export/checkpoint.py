@@ -17,8 +17,9 @@ from torch import Tensor
 
 from edge_export.families import family_of
 from edge_export.families.llava import PREPROCESSORS, with_preprocessor
+from edge_export.models import make_model
 from edge_export.prequantized import StoredTensor, quantization_config, recipes
-from edge_export.torch_model import HybridLM
+from edge_export.torch_model import HybridBody
 from edge_export.vision import VisionEncoder
 from edge_sdk.errors import CheckpointError, explain
 from edge_sdk.files import new_directory, sha256
@@ -145,7 +146,7 @@ class Checkpoint:
         self._found = {_usual_name(name, getattr(family, "OTHER_PREFIXES", {})): name for name in self.files}
         self._leave_out_missing_head(getattr(family, "MTP_PREFIX", ""))
         with torch.device("meta"):
-            model = HybridLM(self.config)
+            model = make_model(self.config)
             encoder = None if self.config.vision is None else VisionEncoder(self.config.vision, self.config.hidden)
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         if encoder is not None:
@@ -210,15 +211,14 @@ def hashed_files(folder: Path) -> list[Path]:
     return [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
 
 
-def load_model(folder: Path) -> HybridLM:
+def load_model(folder: Path) -> HybridBody:
     """The torch model of a checkpoint, in float32. Raises CheckpointError as :class:`Checkpoint` does."""
     checkpoint = Checkpoint(folder)
     with torch.device("meta"):
-        model = HybridLM(checkpoint.config)
+        model = make_model(checkpoint.config)
     state = {name: checkpoint.tensor(name).float() for name in model.state_dict()}
     model.load_state_dict(state, assign=True)  # the tensors themselves: a copy of a large model would not fit
-    if checkpoint.config.tie_embeddings:
-        model.lm_head.weight = model.embeddings.weight
+    model.tie()
     return model
 
 
@@ -229,7 +229,7 @@ def _usual_name(name: str, prefixes: Mapping[str, str]) -> str:
     return name
 
 
-def save_model(model: HybridLM, folder: Path, *, tokenizer_from: Path | None = None) -> None:
+def save_model(model: HybridBody, folder: Path, *, tokenizer_from: Path | None = None) -> None:
     """Writes a checkpoint that transformers and :func:`load_model` read; replaces ``folder`` as a whole."""
     family = family_of({"model_type": model.config.family})
     raw = family.format_config(model.config)

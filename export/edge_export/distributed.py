@@ -21,8 +21,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from edge_export.checkpoint import Checkpoint, load_model
 from edge_export.data import IGNORED, Batch
+from edge_export.models import make_model
 from edge_export.terminal import console
-from edge_export.torch_model import HybridLM
+from edge_export.torch_model import HybridBody
 from edge_sdk.errors import ConfigError, explain
 
 TIMEOUT = timedelta(days=2)
@@ -102,19 +103,19 @@ def sharded(module: AnyModule, device: torch.device) -> AnyModule:
     """The module with its parameters shared out (FSDP2), a model layer by layer; itself in a single process."""
     if world() > 1:
         mesh = init_device_mesh(device.type, (world(),))
-        for layer in module.layers if isinstance(module, HybridLM) else ():
+        for layer in module.layers if isinstance(module, HybridBody) else ():
             fully_shard(layer, mesh=mesh)
         fully_shard(module, mesh=mesh)
     return module
 
 
-def load_sharded(folder: Path, device: torch.device) -> HybridLM:
+def load_sharded(folder: Path, device: torch.device) -> HybridBody:
     """The model of a checkpoint on all processes, read tensor by tensor: none of them ever holds the whole of it."""
     if world() == 1:
         return load_model(folder).to(device)
     checkpoint = Checkpoint(folder)
     with torch.device("meta"):
-        model = HybridLM(checkpoint.config)
+        model = make_model(checkpoint.config)
     sharded(model, device)
     state = {name: like(checkpoint.tensor(name).float().to(device), part) for name, part in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
@@ -136,12 +137,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_model(model: HybridLM) -> HybridLM:
+def whole_model(model: HybridBody) -> HybridBody:
     """An ordinary model, in the processor's memory, of the same weights; all processes must ask for it."""
     state = {name: whole(tensor.detach()).cpu() for name, tensor in model.state_dict().items()}
     with torch.device("meta"):
-        ordinary = HybridLM(model.config)
+        ordinary = make_model(model.config)
     ordinary.load_state_dict(state, assign=True)
-    if model.config.tie_embeddings:
-        ordinary.lm_head.weight = ordinary.embeddings.weight
+    ordinary.tie()
     return ordinary

@@ -19,9 +19,9 @@ from rich.table import Table
 from torch import nn
 
 from edge_export.checkpoint import read_config
+from edge_export.models import make_model
 from edge_export.pack import Storage
 from edge_export.torch_layers import Experts
-from edge_export.torch_model import HybridLM
 from edge_export.trace import trace
 from edge_sdk.model import LayerSpec, ModelConfig
 
@@ -82,7 +82,7 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
 def stored_bytes(config: ModelConfig, storage: Storage) -> int | None:
     """Bytes of a model's weights in a storage format; None where a width is no multiple of its block."""
     with torch.device("meta"):
-        model = HybridLM(config)
+        model = make_model(config)
     if storage.weights == "float32":
         return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     total = 0

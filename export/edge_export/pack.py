@@ -19,15 +19,15 @@ from edge_export.dry_run import require_room
 from edge_export.plan import plan_digest, read_plan, require_plan_for
 from edge_export.quantize import Convert, as_it_is, convert, in_bfloat16, quantized
 from edge_export.rollback import rollback_graph
-from edge_export.torch_model import HybridLM
+from edge_export.torch_model import AnyModel
 from edge_export.trace import graph_proto, save_graph, trace, trace_draft, trace_embed, trace_vision
 from edge_export.weights import Layout, Leaf, Progress, lay_out, silent, stored_leaves, write_weights
-from edge_sdk.bundle import GRAPH, WEIGHTS, Bundle, write_bundle
+from edge_sdk.bundle import GRAPH, WEIGHTS, Bundle, required_files, write_bundle
+from edge_sdk.control.policy import POLICY_FILE
 from edge_sdk.errors import CheckpointError, ConfigError, explain
 from edge_sdk.files import resumable_directory
 from edge_sdk.model import CacheDType, ModelConfig, StateDType
 from edge_sdk.speculation import DRAFT, EMBED, ROLLBACK, VISION, GraphSpec, extra_graphs
-from edge_sdk.text import TEMPLATE_FILE, TOKENIZER_FILE
 
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 MODEL_KEY = "edge.model"
@@ -74,7 +74,7 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
             speculation=self.speculation,
         )
 
-    def apply(self, model: HybridLM) -> HybridLM:
+    def apply(self, model: AnyModel) -> AnyModel:
         """Stores a model's weights that way, in place, and describes its states so."""
         model.config = self.describe(model.config)
         return convert(model, self.convert())
@@ -159,6 +159,8 @@ def export_graph(
         write_weights(traced.layout, traced.leaves, new / WEIGHTS, progress)
         for name, proto in files.items():
             save_graph(proto, new / name)
+        if traced.stored.policy is not None:
+            traced.stored.policy.schema.write(new / POLICY_FILE)
 
 
 def make_bundle(checkpoint: Path, graph: Path, target: Path) -> Bundle:
@@ -177,17 +179,16 @@ def make_bundle(checkpoint: Path, graph: Path, target: Path) -> Bundle:
 
 def bundle_sources(checkpoint: Path, graph: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """A bundle's files by their names in it, and the graph's metadata. Raises CheckpointError if one is missing."""
-    sources = {name: graph / name for name in (GRAPH, WEIGHTS)}
-    sources |= {name: checkpoint / name for name in (TOKENIZER_FILE, TEMPLATE_FILE)}
-    _require_files(sources)
+    _require_files({GRAPH: graph / GRAPH})
     proto = onnx.load(str(graph / GRAPH), load_external_data=False)
     notes = {item.key: item.value for item in proto.metadata_props}
     if MODEL_KEY not in notes:
         raise _another_graph(checkpoint, graph)
     model = msgspec.json.decode(notes[MODEL_KEY], type=ModelConfig)
-    extra = {name: graph / name for name in extra_graphs(model)}
-    _require_files(extra)
-    return sources | extra, notes
+    exported = (GRAPH, WEIGHTS, POLICY_FILE, *extra_graphs(model))
+    sources = {name: (graph if name in exported else checkpoint) / name for name in required_files(model)}
+    _require_files(sources)
+    return sources, notes
 
 
 def _another_graph(checkpoint: Path, graph: Path) -> CheckpointError:

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from edge_export.models import make_model
 from edge_export.quantize import Bfloat16Embedding, Convert, QuantExperts, QuantLinear
 from edge_export.torch_layers import Experts
-from edge_export.torch_model import HybridLM
 from edge_sdk.errors import ConfigError, explain
 from edge_sdk.files import sha256
 from edge_sdk.model import CacheDType, ModelConfig, StateDType
@@ -98,7 +98,7 @@ def leaf_path(folder: Path, name: str) -> Path:
 def quantizable(config: ModelConfig) -> dict[str, nn.Linear | Experts]:
     """The leaves that a plan decides on, by name, without values."""
     with torch.device("meta"):
-        model = HybridLM(config)
+        model = make_model(config)
     return {name: leaf for name, leaf in model.named_modules() if isinstance(leaf, (nn.Linear, Experts))}
 
 
@@ -117,7 +117,7 @@ def leaf_bytes(leaf: nn.Linear | Experts, level: Level, block_size: int) -> int:
 def other_bytes(config: ModelConfig) -> int:
     """Of everything that a plan does not decide on."""
     with torch.device("meta"):
-        model = HybridLM(config)
+        model = make_model(config)
     decided = {f"{name}.{part}" for name, leaf in quantizable(config).items() for part, _ in leaf.named_parameters()}
     decided -= {name for name in decided if name.endswith(".bias")}
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in decided}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_export.torch_layers import Experts, operators
-from edge_export.torch_model import HybridLM
+from edge_export.torch_model import AnyModel
 from edge_export.torch_ops import dequantize
 from edge_sdk.errors import ConfigError, explain
 
@@ -176,7 +176,7 @@ Convert = Callable[[str, nn.Module], Union[nn.Module, None]]
 """From a leaf's name and the leaf (Linear, Embedding, Experts) to what is stored in its place; None leaves it."""
 
 
-def convert(model: HybridLM, make: Convert) -> HybridLM:
+def convert(model: AnyModel, make: Convert) -> AnyModel:
     """Puts in each leaf's place, in a model, what ``make`` makes of it; each old one is freed at once."""
     leaves = (nn.Linear, nn.Embedding, Experts)
     for parent_name, parent in [item for item in model.named_modules() if not isinstance(item[1], leaves)]:

@@ -6,12 +6,14 @@ Parameter names are those of a Nemotron-H checkpoint without its ``backbone.`` p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from edge_export.torch_layers import Mamba2Mixer, RMSNorm, States, make_mixer, mix, times
-from edge_sdk.model import LayerSpec, ModelConfig, MtpSpec, TensorSpec, state_specs
+from edge_sdk.model import LayerSpec, ModelConfig, MtpSpec, state_specs
+from edge_sdk.tensor_spec import TensorSpec
 
 
 class Layer(nn.Module):
@@ -46,23 +48,29 @@ class MtpHead(nn.Module):
         return self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(hidden_states)], dim=-1))
 
 
-class HybridLM(nn.Module):
-    """The whole model: ``model(input_ids)`` for whole sequences, :meth:`step` from state to state.
+class HybridBody(nn.Module):
+    """What language models and policies have in common: layers, their states, and the norm behind them."""
 
-    Training leaves the drafting head as it is; only :meth:`draft` runs it.
-    """
+    layers: nn.ModuleList
+    norm_f: RMSNorm
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embeddings = nn.Embedding(config.vocab_size, config.hidden)
+
+    def make_layers(self) -> None:
+        """Makes the layers and the norm behind them; when it is called says where they stand among the parameters."""
+        config = self.config
         self.layers = nn.ModuleList(Layer(spec, config.hidden, config.norm_eps) for spec in config.layers)
         self.norm_f = RMSNorm(config.hidden, config.norm_eps)
-        self.lm_head = nn.Linear(config.hidden, config.vocab_size, bias=False)
-        if config.tie_embeddings:
-            self.lm_head.weight = self.embeddings.weight
-        if config.mtp is not None:
-            self.mtp = MtpHead(config.mtp, config.hidden, config.norm_eps)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.norm_f.weight.device
+
+    def tie(self) -> None:
+        """Makes one of those weights that the config says are the same, after they were assigned."""
 
     def reset_parameters(self, seed: int) -> None:
         """Random weights for training from scratch: normal, scaled down for the layers' outputs."""
@@ -81,17 +89,53 @@ class HybridLM(nn.Module):
         """The states before the first token, with caches of ``capacity`` positions."""
         return self._zeros(self.config.past_specs(), batch, capacity)
 
-    def empty_draft_states(self, batch: int, capacity: int) -> States:
-        """The drafting head's caches before the first token."""
-        assert self.config.mtp is not None
-        return self._zeros(state_specs("past_key_values", self.config.mtp.layers, self.config), batch, capacity)
-
     def _zeros(self, specs: Sequence[TensorSpec], batch: int, capacity: int) -> States:
-        device = self.embeddings.weight.device
+        device = self.device
         return tuple(
             torch.zeros(spec.sized(batch=batch, capacity=capacity), dtype=getattr(torch, spec.dtype), device=device)
             for spec in specs
         )
+
+    def _run(
+        self, specs: Sequence[LayerSpec], layers: nn.ModuleList, x: Tensor, past_length: Tensor, states: States
+    ) -> tuple[Tensor, States]:
+        """The residual stream x (batch, length, hidden) through layers, and their new states."""
+        present: list[Tensor] = []
+        taken = 0
+        for spec, layer in zip(specs, layers):
+            count = len(spec.states(self.config))
+            x, new = layer(x, past_length, states[taken : taken + count])
+            present.extend(new)
+            taken += count
+        return x, tuple(present)
+
+
+AnyModel = TypeVar("AnyModel", bound=HybridBody)
+
+
+class HybridLM(HybridBody):
+    """The whole model: ``model(input_ids)`` for whole sequences, :meth:`step` from state to state.
+
+    Training leaves the drafting head as it is; only :meth:`draft` runs it.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden)
+        self.make_layers()
+        self.lm_head = nn.Linear(config.hidden, config.vocab_size, bias=False)
+        self.tie()
+        if config.mtp is not None:
+            self.mtp = MtpHead(config.mtp, config.hidden, config.norm_eps)
+
+    def tie(self) -> None:
+        if self.config.tie_embeddings:
+            self.lm_head.weight = self.embeddings.weight
+
+    def empty_draft_states(self, batch: int, capacity: int) -> States:
+        """The drafting head's caches before the first token."""
+        assert self.config.mtp is not None
+        return self._zeros(state_specs("past_key_values", self.config.mtp.layers, self.config), batch, capacity)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Tokens (batch, length) -> what enters the first layer (batch, length, hidden)."""
@@ -154,16 +198,3 @@ class HybridLM(nn.Module):
         x, present = self._run(self.config.mtp.layers, self.mtp.layers, x, past_length, states)
         hidden = self.mtp.final_layernorm(x.index_select(1, logit_positions))
         return self.head(hidden), hidden, present
-
-    def _run(
-        self, specs: Sequence[LayerSpec], layers: nn.ModuleList, x: Tensor, past_length: Tensor, states: States
-    ) -> tuple[Tensor, States]:
-        """The residual stream x (batch, length, hidden) through layers, and their new states."""
-        present: list[Tensor] = []
-        taken = 0
-        for spec, layer in zip(specs, layers):
-            count = len(spec.states(self.config))
-            x, new = layer(x, past_length, states[taken : taken + count])
-            present.extend(new)
-            taken += count
-        return x, tuple(present)

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,16 +17,19 @@ from onnxscript import optimizer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edge_export.checkpoint import VISION_PREFIX
+from edge_export.models import make_model
 from edge_export.quantize import INT4_SUFFIX, Convert, convert
 from edge_export.rollback import add_projections
 from edge_export.torch_layers import States
 from edge_export.torch_model import HybridLM
+from edge_export.torch_policy import HybridPolicy
 from edge_export.vision import VisionEncoder
 from edge_plugins import DOMAIN, OPERATORS, OPSET_VERSION
 from edge_plugins.operator import STANDARD_OPSET
 from edge_sdk.errors import CheckpointError, explain
-from edge_sdk.model import ModelConfig, TensorSpec
+from edge_sdk.model import ModelConfig
 from edge_sdk.speculation import DRAFT, EMBED, VISION, GraphSpec, extra_graphs
+from edge_sdk.tensor_spec import TensorSpec
 
 IR_VERSION = 10
 
@@ -49,6 +53,18 @@ class _Graph(torch.nn.Module):
             return (logits, *present, hidden)
         logits, present = self.model.step(*inputs)
         return (logits, *present)
+
+
+class _PolicyGraph(torch.nn.Module):
+    """A policy, its inputs by their names in the graph."""
+
+    def __init__(self, model: HybridPolicy) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Mapping[str, torch.Tensor], states: States) -> tuple[torch.Tensor, ...]:
+        actions, present = self.model.step(inputs, states)
+        return (actions, *present)
 
 
 class _DraftGraph(torch.nn.Module):
@@ -105,7 +121,8 @@ def trace(config: ModelConfig, make: Convert, describe: Describe) -> onnx_ir.Mod
     stored = describe(config)
     projected = stored.projected_specs("kept") if stored.speculation else ()
     outputs = tuple(spec for spec in stored.outputs() if spec not in projected)
-    graph = _traced(config, make, describe, _Graph, GraphSpec(stored.inputs(), outputs))
+    kind = _Graph if stored.policy is None else _PolicyGraph
+    graph = _traced(config, make, describe, kind, GraphSpec(stored.inputs(), outputs))
     if projected:
         add_projections(graph, stored)
     return graph
@@ -132,11 +149,11 @@ def _traced(
     config: ModelConfig,
     make: Convert,
     describe: Describe,
-    graph: Callable[[HybridLM], torch.nn.Module],
+    graph: Callable[[Any], torch.nn.Module],
     spec: GraphSpec,
 ) -> onnx_ir.Model:
     def made() -> torch.nn.Module:
-        model = convert(HybridLM(config), make).eval()
+        model = convert(make_model(config), make).eval()
         model.config = describe(config)
         return graph(model)
 
@@ -148,9 +165,10 @@ def _exported(make: Callable[[], torch.nn.Module], spec: GraphSpec) -> onnx_ir.M
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        inputs, dynamic = _example(spec.inputs)
+        module = make()
+        inputs, dynamic = _example(spec.inputs, by_name=isinstance(module, _PolicyGraph))
         program = torch.onnx.export(
-            make(),
+            module,
             inputs,
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
@@ -190,8 +208,8 @@ def save_graph(proto: ModelProto, path: Path) -> None:
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def _example(specs: Sequence[TensorSpec]) -> tuple[tuple[object, ...], tuple[object, ...]]:
-    """Inputs to trace with, and which of their axes are dynamic."""
+def _example(specs: Sequence[TensorSpec], *, by_name: bool) -> tuple[tuple[object, ...], tuple[object, ...]]:
+    """Inputs to trace with, and which of their axes are dynamic; those but the states in a dict, or one by one."""
     names = {name: torch.export.Dim(name, min=1, max=2**20) for name in ("batch", "images", "length", "capacity")}
     names["kept"] = torch.export.Dim("kept", min=0, max=2**20)
     sizes = {"batch": 2, "images": 2, "length": 3, "capacity": 7, "kept": 4}
@@ -201,7 +219,11 @@ def _example(specs: Sequence[TensorSpec]) -> tuple[tuple[object, ...], tuple[obj
 
     zeros = [torch.zeros(spec.sized(**sizes), dtype=getattr(torch, spec.dtype)) for spec in specs]
     count = sum(not spec.name.startswith("past_key_values.") for spec in specs)
-    inputs, dynamic = tuple(zeros[:count]), tuple(axes(spec) for spec in specs[:count])
+    inputs: tuple[object, ...] = tuple(zeros[:count])
+    dynamic: tuple[object, ...] = tuple(axes(spec) for spec in specs[:count])
+    if by_name:
+        names_of = [spec.name for spec in specs[:count]]
+        inputs, dynamic = (dict(zip(names_of, inputs)),), (dict(zip(names_of, dynamic)),)
     if count == len(specs):
         return inputs, dynamic
     return (*inputs, tuple(zeros[count:])), (*dynamic, tuple(axes(spec) for spec in specs[count:]))

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from edge_export.checkpoint import Checkpoint
+from edge_export.models import make_model
 from edge_export.quantize import Convert
 from edge_export.torch_layers import Constant, Experts, Rope
-from edge_export.torch_model import HybridLM
 from edge_sdk.errors import CheckpointError, explain
 
 Progress = Callable[[int, int], None]
@@ -45,7 +45,7 @@ Leaf = Callable[[], dict[str, Tensor]]
 def stored_leaves(source: Checkpoint, make: Convert) -> dict[str, Leaf]:
     """Every leaf of a checkpoint's model by name: modules that are converted as a whole, and tensors by themselves."""
     with torch.device("meta"):
-        model = HybridLM(source.config)
+        model = make_model(source.config)
     leaves = (nn.Linear, nn.Embedding, Experts, Rope, Constant)
     modules = {name: module for name, module in model.named_modules() if isinstance(module, leaves)}
     inside = {f"{name}.{part}" for name, module in modules.items() for part in module.state_dict()}

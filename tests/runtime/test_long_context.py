@@ -18,10 +18,11 @@ from edge_sdk.backends.host_memory import BLOCK, buffers, can_map, mapped
 from edge_sdk.backends.ort import OrtEngine
 from edge_sdk.errors import MemoryLimitError, StateError
 from edge_sdk.memory_budget import KEPT_FREE_BYTES, MemoryBudget
-from edge_sdk.model import AttentionSpec, ModelConfig, TensorSpec
+from edge_sdk.model import AttentionSpec, ModelConfig
 from edge_sdk.prefix_cache import PrefixCache
 from edge_sdk.state_file import Conversation, read_state, write_state
 from edge_sdk.telemetry import read_memory
+from edge_sdk.tensor_spec import TensorSpec
 
 MIB = 1 << 20
 CACHES = (

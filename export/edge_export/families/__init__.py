@@ -14,6 +14,7 @@ from edge_export.families import (
     mamba2,
     nemotron_h,
     nemotron_h_puzzle,
+    policy,
     qwen3,
 )
 from edge_sdk.errors import CheckpointError, explain
@@ -27,6 +28,7 @@ FAMILIES: dict[str, ModuleType] = {
     "mamba2": mamba2,
     "nemotron_h": nemotron_h,
     "nemotron_h_puzzle": nemotron_h_puzzle,
+    policy.FAMILY: policy,
     "qwen3": qwen3,
 }
 """By config.json's ``model_type``.

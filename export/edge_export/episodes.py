@@ -1,0 +1,63 @@
+"""Episodes: what was observed and done from a beginning to an end, which is what policies learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from edge_sdk.control.normalization import require
+from edge_sdk.control.policy import PolicyConfig
+from edge_sdk.errors import CheckpointError, explain
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One run of a task. Raises CheckpointError for arrays of different lengths."""
+
+    observations: Mapping[str, np.ndarray]
+    """By name (steps, *shape), in physical units, dtypes as ``ObservationSpec.dtype``."""
+    actions: np.ndarray
+    """(steps, action_dim) float32, physical units; actions[t] is executed in the tick after observation t."""
+    instruction: str = ""
+
+    def __post_init__(self) -> None:
+        steps = {name: len(values) for name, values in self.observations.items()} | {"action": len(self.actions)}
+        if len(set(steps.values())) != 1 or len(self.actions) == 0:
+            raise CheckpointError(
+                explain("An episode", expected="one or more steps of everything", found=steps, todo="Repair the data.")
+            )
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def check(self, schema: PolicyConfig) -> None:
+        """Raises ConfigError unless it has every observation of a schema and its actions, by shape and dtype."""
+        for spec in schema.observations:
+            values = self.observations.get(spec.name)
+            found = "none" if values is None else f"{values.dtype} {values.shape[1:]}"
+            right = values is not None and values.shape[1:] == spec.shape and values.dtype == spec.dtype
+            require(right, f"An episode's {spec.name!r}", f"{spec.dtype} {spec.shape} in every step", found)
+        found = f"{self.actions.dtype} {self.actions.shape[1:]}"
+        right = self.actions.shape[1:] == (schema.action_dim,) and self.actions.dtype == np.float32
+        require(right, "An episode's actions", f"float32 ({schema.action_dim},) in every step", found)
+
+
+class EpisodeSource(Protocol):
+    """Episodes that are decoded as they are asked for."""
+
+    @property
+    def schema(self) -> PolicyConfig:
+        """Names, shapes, units, rate and the statistics to normalise by."""
+        ...
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Steps of each episode (episodes) int64."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Episode: ...
