@@ -49,6 +49,10 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     clock_offset_ns: int
     """Unix time less ``time.monotonic_ns()`` when the recording began: what MCAP's times are ahead of all others."""
+    instruction: str = ""
+    """What the policy was told to do, in words."""
+    seed: int = 0
+    """Of the policy's noise."""
     format_version: int = FORMAT_VERSION
 
 
