@@ -37,8 +37,8 @@ def layers(pattern: str, hidden: int) -> list[dict[str, Any]]:
 
 
 def description(pattern: str, hidden: int, head: str = "regression") -> dict[str, Any]:
-    """A policy's config.json: two decoder blocks, and four steps of flow matching."""
-    decoder = {"layers": 2, "heads": hidden // 32, "head_dim": 32, "intermediate": 4 * hidden, "flow_steps": 4}
+    """A policy's config.json: one decoder block, as ACT has one, and four steps of flow matching."""
+    decoder = {"layers": 1, "heads": hidden // 32, "head_dim": 32, "intermediate": 4 * hidden, "flow_steps": 4}
     schema = msgspec.to_builtins(policy_schema(head))
     return {
         "model_type": policy.FAMILY,
@@ -50,10 +50,10 @@ def description(pattern: str, hidden: int, head: str = "regression") -> dict[str
 
 
 SIZES = {
-    "small": description("M-M-", 128),
-    "small-flow": description("M-M-", 128, "flow_matching"),
-    "medium": description("M-*-M-", 256),
-    "large": description("M-M-*-M-", 512),
+    "small": description("M-M-M-", 128),
+    "small-flow": description("M-M-M-", 128, "flow_matching"),
+    "medium": description("M-*-M-M-", 256),
+    "large": description("M-M-*-M-M-", 512),
 }
 """What benchmarks/control.py runs, by name."""
 
