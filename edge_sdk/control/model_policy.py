@@ -54,8 +54,6 @@ class ModelPolicy:
         self._states = self._empty_states(self.max_positions or 0)
         self._position = Position(self.engine, spec, kept=1)
         self._noise = Noise(seed)
-        self._beginning = Snapshot(0, ())
-        """The states after the instruction."""
         self.instruct(instruction)
         self.reset()
 
@@ -82,6 +80,7 @@ class ModelPolicy:
             position.inputs["input_ids"].fill(token)
             position.run(states)
         self._beginning = states.snapshot()
+        """The states that an episode begins with."""
 
     def reset(self) -> None:
         """Begins an episode: the states are those after the instruction."""
@@ -111,10 +110,7 @@ class ModelPolicy:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Back to these states, of this bundle and any seed."""
-        states = self._states
-        held = self.engine.place.arrays(states.sets[states.turn])
-        fill(states.specs, held, snapshot.arrays, snapshot.length, behind=not self.engine.native)
-        states.past_length[:] = snapshot.length
+        self._states.fill(snapshot.arrays, snapshot.length)
 
     def measure_step_ms(self) -> float:
         """The median time of a step in milliseconds, at the end of the longest episode; then begins an episode."""
@@ -193,7 +189,6 @@ class Position:
                 raise ConfigError(explain("Committed actions", expected=expected, found=committed.shape, todo=todo))
             count = min(len(committed), len(self._committed))
             self._committed[:count] = committed[:count]
-        self._committed[count:] = 0
         self.inputs["committed_length"].fill(count)
 
     def run(self, states: OrtStates) -> None:
