@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from edge_sdk.backends import Snapshot
 from edge_sdk.backends.host_memory import fill
@@ -20,8 +19,8 @@ from edge_sdk.bundle import Bundle
 from edge_sdk.control.policy import PolicyConfig
 from edge_sdk.control.robot import FloatArray
 from edge_sdk.errors import BundleError, ConfigError, PromptError, explain
+from edge_sdk.instruction import InstructionCodec
 from edge_sdk.policy_spec import NO_TOKEN, OBSERVATION_PREFIX, PolicySpec
-from edge_sdk.text import TOKENIZER_FILE, check_prompt
 
 WARM_UP_STEPS, WARM_UP_S = 21, 1.0
 """Steps that are measured when a policy is loaded, and the time after which no further one is begun."""
@@ -132,8 +131,7 @@ class ModelPolicy:
         if not self.spec.instruction:
             todo = "Give none, or train a policy that reads one."
             raise ConfigError(explain("An instruction", expected="none by this policy", found=instruction, todo=todo))
-        tokenizer = Tokenizer.from_file(str(self.bundle.file(TOKENIZER_FILE)))
-        ids = list(tokenizer.encode(check_prompt(instruction), add_special_tokens=False).ids)
+        ids = InstructionCodec(self.bundle.path).encode(instruction)
         if self.max_positions is not None and len(ids) >= self.max_positions:
             expected = f"fewer than {self.max_positions} tokens"
             raise PromptError(explain("The instruction", expected=expected, found=len(ids), todo="Shorten it."))
