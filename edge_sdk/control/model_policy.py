@@ -21,6 +21,7 @@ from edge_sdk.control.robot import FloatArray
 from edge_sdk.errors import BundleError, ConfigError, PromptError, explain
 from edge_sdk.instruction import InstructionCodec
 from edge_sdk.policy_spec import NO_TOKEN, OBSERVATION_PREFIX, PolicySpec
+from edge_sdk.state_file import Conversation, read_state, write_state
 
 WARM_UP_STEPS, WARM_UP_S = 21, 1.0
 """Steps that are measured when a policy is loaded, and the time after which no further one is begun."""
@@ -46,9 +47,7 @@ class ModelPolicy:
             )
         self.bundle, self.spec = bundle, spec
         self.engine = OrtEngine(bundle, threads=threads, kernels=kernels)
-        self.max_positions = (
-            self.engine.max_length if any("capacity" in s.shape for s in self.engine.past_specs) else None
-        )
+        self.max_positions = bundle.manifest.model.max_positions
         """Tokens of the instruction and observations that an episode may have; None where there is no limit."""
         self._states = self._empty_states(self.max_positions or 0)
         self._position = Position(self.engine, spec, kept=1)
@@ -110,6 +109,15 @@ class ModelPolicy:
     def restore(self, snapshot: Snapshot) -> None:
         """Back to these states, of this bundle and any seed."""
         self._states.fill(snapshot.arrays, snapshot.length)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the states to a file, which appears whole or not at all. Raises OSError."""
+        write_state(Path(path), self.bundle.model_id, [], self.snapshot(), Conversation())
+
+    def load(self, path: str | Path) -> None:
+        """Back to the states of a file of this bundle. Raises StateError for a damaged one or one of another bundle."""
+        _, _, snapshot = read_state(Path(path), self.bundle.model_id, self.bundle.manifest.model)
+        self.restore(snapshot)
 
     def measure_step_ms(self) -> float:
         """The median time of a step in milliseconds, at the end of the longest episode; then begins an episode."""

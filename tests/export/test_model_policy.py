@@ -23,7 +23,7 @@ from edge_sdk.bundle import MANIFEST, Bundle, FileEntry, Manifest
 from edge_sdk.control.gym_robot import gym_config
 from edge_sdk.control.model_policy import ModelPolicy, Noise, load_policy
 from edge_sdk.control.policy import POLICY_FILE, PolicyConfig
-from edge_sdk.errors import BundleError, ConfigError, PromptError
+from edge_sdk.errors import BundleError, ConfigError, PromptError, StateError
 from edge_sdk.files import sha256
 from edge_sdk.model import MlpSpec, ModelConfig
 from edge_sdk.policy_spec import PolicySpec
@@ -265,6 +265,28 @@ def test_an_episode_longer_than_the_context_of_attention_is_refused(hybrid: Bund
         policy.infer(seen)
     policy.reset()
     np.testing.assert_array_equal(policy.infer(seen), first)
+
+
+def test_states_in_a_file_go_on_in_another_process_and_another_bundle_has_none(
+    hybrid: Bundle, flow: Bundle, tmp_path: Path
+) -> None:
+    """At more positions than ``max_length``, where there is no attention."""
+    for bundle, steps in ((hybrid, 5), (flow, 20)):
+        policy, again = ModelPolicy(bundle, seed=7), ModelPolicy(bundle, seed=7)
+        seen = observed(policy.config, 0)
+        for _ in range(steps):
+            policy.infer(seen)
+        policy.save(tmp_path / "state")
+        again.load(tmp_path / "state")
+        assert again.position == steps
+        np.testing.assert_array_equal(again.infer(seen), policy.infer(seen))
+    with pytest.raises(StateError, match="a state of model"):
+        ModelPolicy(hybrid).load(tmp_path / "state")
+    content = bytearray((tmp_path / "state").read_bytes())
+    content[-100] ^= 1
+    (tmp_path / "state").write_bytes(content)
+    with pytest.raises(StateError, match="a truncated or altered one"):
+        again.load(tmp_path / "state")
 
 
 def test_wrong_observations_are_refused_and_change_nothing(bundle: Bundle) -> None:
