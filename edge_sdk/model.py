@@ -322,12 +322,6 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """The layer order in Nemotron's letters: M Mamba-2, * attention, - MLP, E experts; and H, M beside *."""
         return "".join(self.LETTERS[spec.kind] for spec in self.layers)
 
-    @property
-    def max_positions(self) -> int | None:
-        """Positions that a row's states can hold; None for a policy without attention, whose states never fill."""
-        ends = self.policy is None or any("capacity" in spec.shape for spec in self.past_specs())
-        return self.max_length if ends else None
-
     def parameters(self) -> int:
         """Number of weights of the whole model, the drafting head included."""
         embeddings = self.vocab_size * self.hidden * (1 if self.tie_embeddings or self.policy is not None else 2)

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NoReturn
 import msgspec
 import numpy as np
 
-from edge_sdk.backends import Snapshot
+from edge_sdk.backends import Snapshot, max_positions
 from edge_sdk.errors import StateError, explain
 from edge_sdk.files import new_file
 from edge_sdk.model import ModelConfig
@@ -110,7 +110,8 @@ def _read_header(path: Path, file: BinaryIO, model_id: str, model: ModelConfig) 
         _refuse(path, "a state's header", error)
     if header.model_id != model_id:
         _refuse(path, f"a state of model {model_id[:16]}", f"one of {header.model_id[:16]}")
-    most = np.iinfo(np.int64).max if model.max_positions is None else model.max_positions
+    limit = max_positions(model)
+    most = np.iinfo(np.int64).max if limit is None else limit
     if not 0 <= header.positions <= most:
         _refuse(path, f"at most {most} positions", header.positions)
     _checked(path, header.conversation.pending, 0, model)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_sdk.backends import Snapshot
+from edge_sdk.backends import Snapshot, max_positions
 from edge_sdk.backends.host_memory import fill
 from edge_sdk.backends.ort import OrtEngine, OrtStates
 from edge_sdk.backends.ort_bindings import Bindings
@@ -47,7 +47,7 @@ class ModelPolicy:
             )
         self.bundle, self.spec = bundle, spec
         self.engine = OrtEngine(bundle, threads=threads, kernels=kernels)
-        self.max_positions = bundle.manifest.model.max_positions
+        self.max_positions = max_positions(bundle.manifest.model)
         """Tokens of the instruction and observations that an episode may have; None where there is no limit."""
         self._states = self._empty_states(self.max_positions or 0)
         self._position = Position(self.engine, spec, kept=1)
