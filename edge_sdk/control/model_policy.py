@@ -16,6 +16,7 @@ from edge_sdk.backends.host_memory import fill
 from edge_sdk.backends.ort import OrtEngine, OrtStates
 from edge_sdk.backends.ort_bindings import Bindings
 from edge_sdk.bundle import Bundle
+from edge_sdk.control.normalization import require
 from edge_sdk.control.policy import PolicyConfig
 from edge_sdk.control.robot import FloatArray
 from edge_sdk.errors import BundleError, ConfigError, PromptError, explain
@@ -211,6 +212,7 @@ class Noise:
     """
 
     def __init__(self, seed: int) -> None:
+        require(seed >= 0, "seed", "at least 0", seed)
         self._bits = np.random.Philox(seed)
         self._generator = np.random.Generator(self._bits)
         self._begin: Any = self._bits.state

@@ -299,9 +299,11 @@ def test_wrong_observations_are_refused_and_change_nothing(bundle: Bundle) -> No
     assert policy.position == 0
 
 
-def test_instructions_that_cannot_be_read_are_refused(hybrid: Bundle, flow: Bundle) -> None:
+def test_instructions_and_seeds_that_cannot_be_are_refused(hybrid: Bundle, flow: Bundle) -> None:
     with pytest.raises(ConfigError, match="none by this policy"):
         load_policy(flow.path, instruction=INSTRUCTION)
+    with pytest.raises(ConfigError, match="seed: expected at least 0"):
+        load_policy(flow.path, seed=-1)
     with pytest.raises(PromptError, match=f"fewer than {MAX_LENGTH} tokens, found {MAX_LENGTH}"):
         load_policy(hybrid.path, instruction="stop " * MAX_LENGTH)
 
