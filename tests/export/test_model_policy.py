@@ -119,13 +119,17 @@ def test_an_instruction_is_a_prefix_from_the_next_reset_on(hybrid: Bundle, kerne
     np.testing.assert_array_equal(ModelPolicy(hybrid, instruction=INSTRUCTION, kernels=kernels).infer(first), told)
 
 
+INFER = st.tuples(st.just("infer"), st.integers(0, 3), st.integers(0, 6))
 OPERATIONS = st.lists(
     st.one_of(
-        st.tuples(st.just("infer"), st.integers(0, 3), st.integers(0, 6)),
+        INFER,
+        INFER,
+        INFER,
         st.tuples(st.just("snapshot"), st.none(), st.none()),
         st.tuples(st.just("restore"), st.integers(0, 9), st.none()),
         st.tuples(st.just("reset"), st.none(), st.none()),
     ),
+    min_size=8,
     max_size=20,
 )
 
@@ -224,6 +228,8 @@ def test_a_step_allocates_nothing_that_stays_and_no_array(bundle: Bundle) -> Non
             assert peak - before < 2048  # frames, views and numbers; the camera's picture alone has 1,680 bytes
     finally:
         tracemalloc.stop()
+    assert policy.infer(seen) is policy.infer(seen, told)
+    assert not policy.infer(seen).flags.writeable
     assert min(kept) <= 0  # now and then the interpreter itself keeps something
 
 
