@@ -68,9 +68,11 @@ def make_engine(path: Path, request: EngineRequest, *, dry_run: bool = False) ->
     plugin library, the GPU or the room on the disk is missing, or where TensorRT refuses the graph.
     """
     bundle, board = Bundle.open(path), find_board(request.board, request.backend)
-    if bundle.manifest.model.vision is not None:
+    model = bundle.manifest.model
+    if model.vision is not None or model.policy is not None:
+        found = "one that sees" if model.policy is None else "a policy"
         raise BackendError(
-            explain(str(path), expected="a model of text", found="one that sees", todo="It runs on ONNX Runtime only.")
+            explain(str(path), expected="a model of text", found=found, todo="It runs on ONNX Runtime only.")
         )
     folder, weights = bundle.path / ENGINES, bundle.manifest.files[WEIGHTS].bytes
     if dry_run:

@@ -123,6 +123,7 @@ def test_an_instruction_stands_before_the_observations(tmp_path: Path) -> None:
     batch = EpisodeBatches(source, model.spec, EpisodeSettings(), 2, 0, codec).of([0, 1])
     assert batch.input_ids.tolist()[0][:6] == [0, 2, *[NO_TOKEN] * 4]
     assert batch.input_ids.tolist()[1] == [0, 1, 3, 4, *[NO_TOKEN] * 3]
+    assert batch.counted.gather(1, batch.positions).all()
     np.testing.assert_array_equal(batch.observations[1][1, 4:], source[1].observations["images.front"])
     assert torch.isfinite(data_loss(model, batch))
     found = chunks_of(model, source[0], np.arange(4), codec, seed=0)

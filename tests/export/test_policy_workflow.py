@@ -18,7 +18,7 @@ from edge_export.episode_folder import write_episodes
 from edge_export.inspect import describe, describe_graph, stored_bytes
 from edge_export.pack import Storage
 from edge_sdk import Bundle
-from edge_sdk.errors import CheckpointError, ConfigError
+from edge_sdk.errors import BackendError, CheckpointError, ConfigError
 from feedback import episodes
 from policies import CAMERA, MAMBA, MLP, VECTOR, make_policy, schema
 
@@ -112,6 +112,8 @@ def test_a_chain_makes_a_bundle(work: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert bundle.manifest.weights == "int8-block32"
     assert set(bundle.manifest.files) == {"model.onnx", "model.onnx.data", "policy.json"}
     assert "(done)" in invoke("run", "chain.yaml")
+    with pytest.raises(BackendError, match="a policy"):
+        invoke("engine", "bundle", "--dry-run")
 
 
 def test_inspect_tells_what_a_policy_sees_and_does(work: Path) -> None:
