@@ -1,11 +1,13 @@
-"""How well the control loop keeps its deadlines: jitter and missed ticks at several rates, idle and under load.
+"""How fast a policy steps, beside LeRobot's ACT, and how well the control loop keeps its deadlines meanwhile.
 
-    python benchmarks/control.py --out build/control.json              # 6 minutes: 3 rates, idle and loaded, 60 s each
-    python benchmarks/control.py --seconds 2 --rates 200 --loads idle  # a look
+    python benchmarks/control.py --lerobot PYTHON --out build/control.json           # 8 minutes
+    python benchmarks/control.py --lerobot PYTHON --out build/control.json --quick   # 2 minutes
 
-The robot is a stand-in that does nothing, so that what is measured is the loop's; the policy computes always the same.
-Under load, as many other processes as this one may use cores compute without end. Prints Markdown tables; a policy
-to measure besides is an entry of ``POLICIES``.
+First one step of each policy in turn; then the loop's jitter and missed ticks at several rates, idle and under load.
+The robot is a stand-in that does nothing, so that what is measured is the loop's and the policy's. The policies are
+bundles with random weights, which benchmarks/control_policies.py makes where they are missing (in the workstation's
+environment), or ``perceptron``, a stand-in in numpy. PYTHON is one that can import lerobot; without it ACT is left
+out. Under load, as many other processes as this one may use cores compute without end. Prints Markdown tables.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,42 +26,41 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from control_arm import ACTION, OBSERVATION, Nothing, actions
+from control_steps import PEERS, Steps, act, ours
+from control_steps import measure as measure_steps
+from control_steps import table as steps_table
 from edge_sdk.control.clock import MonotonicClock
 from edge_sdk.control.loop import ControlLoop
-from edge_sdk.control.policy import ActionDim, ActionSpec, ObservationSpec, Policy, PolicyConfig
+from edge_sdk.control.model_policy import ModelPolicy, load_policy
+from edge_sdk.control.policy import ObservationSpec, Policy, PolicyConfig
 from edge_sdk.control.report import Report, Summary
 from edge_sdk.control.robot import FloatArray
 from edge_sdk.control.settings import LoopSettings, Stages
 from edge_sdk.files import new_file
 from machine import busy, processor
 
-OBSERVATION, ACTION, CHUNK_S = 17, 7, 0.5
-"""Sizes of an arm's observation and action, and the time that a chunk lasts."""
+CHUNK_S = 0.5
+"""The time that a chunk of the perceptron lasts."""
 
 PATIENT = Stages(hold_after_ms=1e6, decay_after_ms=1e6, stop_after_ms=1e6)
 """A run is to last as long as it was asked to, whatever is missed; ticks without an action are counted as held."""
+
+HERE = Path(__file__).parent
+
+PERCEPTRON = "perceptron"
+
+ROUND_S = 0.5
+"""So long everybody steps in a round."""
 
 SPIN = "while True: pass"
 
 
 def config(rate_hz: float) -> PolicyConfig:
-    """Of an arm: every joint with all limits, which are not reached."""
-    dims = tuple(
-        ActionDim(
-            name=f"joint{index}",
-            unit="rad",
-            lower=-3.0,
-            upper=3.0,
-            max_speed=1e3,
-            max_acceleration=1e6,
-            max_jerk=1e9,
-            rest=None,
-        )
-        for index in range(ACTION)
-    )
+    """Of the perceptron."""
     return PolicyConfig(
         observations=(ObservationSpec(name="state", shape=(OBSERVATION,)),),
-        action=ActionSpec(dims=dims, rate_hz=rate_hz),
+        action=actions(rate_hz),
         chunk_length=max(2, round(CHUNK_S * rate_hz)),
         budget_ms=CHUNK_S * 500,
     )
@@ -92,26 +93,6 @@ class Perceptron:
         """There is no state."""
 
 
-POLICIES: dict[str, Callable[[PolicyConfig], Policy]] = {"perceptron": Perceptron}
-
-
-class Nothing:
-    """A robot that costs no time."""
-
-    def __init__(self) -> None:
-        self._state = np.zeros(OBSERVATION, dtype=np.float32)
-
-    def observe(self) -> dict[str, np.ndarray]:
-        """Always the same."""
-        return {"state": self._state}
-
-    def act(self, action: FloatArray) -> None:
-        """Goes nowhere."""
-
-    def stop(self) -> None:
-        """Stands already."""
-
-
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     """One run."""
 
@@ -135,19 +116,21 @@ def load(kind: str) -> Iterator[None]:
             process.wait()
 
 
-def measure(policy: str, rate_hz: float, seconds: float, kind: str, spin_us: float) -> Measurement:
-    """One run of so many seconds."""
+def measure(name: str, policy: Policy, rate_hz: float, seconds: float, kind: str, spin_us: float) -> Measurement:
+    """One run of so many seconds; a bundle's policy steps as often as it was trained to: here beside every tick."""
+    replan_ticks = policy.spec.stride if isinstance(policy, ModelPolicy) else None
     loop = ControlLoop(
-        POLICIES[policy](config(rate_hz)),
+        policy,
         Nothing(),
-        settings=LoopSettings(stages=PATIENT),
+        rate_hz,
+        settings=LoopSettings(stages=PATIENT, replan_ticks=replan_ticks),
         clock=MonotonicClock(spin_us),
         start=np.zeros(ACTION),
     )
     busy_before = busy(1.0)
     with load(kind):
         report = loop.run(round(seconds * rate_hz))
-    return Measurement(policy=policy, load=kind, busy_before=busy_before, report=report)
+    return Measurement(policy=name, load=kind, busy_before=busy_before, report=report)
 
 
 def milliseconds(summary: Summary) -> str:
@@ -169,27 +152,54 @@ def table(measurements: list[Measurement]) -> str:
     return "\n".join(lines)
 
 
+def bundles(folder: Path) -> dict[str, ModelPolicy]:
+    """The policies that have bundles, which are made where they are missing."""
+    if not all((folder / name).exists() for name in PEERS):
+        subprocess.run([sys.executable, HERE / "control_policies.py", folder], check=True)
+    return {name: load_policy(folder / name) for name in PEERS}
+
+
+def compare(policies: Mapping[str, ModelPolicy], lerobot: Path | None, rounds: int) -> list[Steps]:
+    """One step of each, beside ACT's where a Python has it."""
+    mine = [ours(name, policy, 1) for name, policy in policies.items()]
+    if lerobot is None:
+        return measure_steps(mine, rounds, ROUND_S)
+    with act(lerobot) as (peers, versions):
+        print(f"\nACT: {versions}")
+        return measure_steps([*mine, *peers], rounds, ROUND_S)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=["perceptron"])
+    parser.add_argument("--lerobot", type=Path, metavar="PYTHON", help="a Python interpreter that has lerobot")
+    parser.add_argument("--bundles", type=Path, default=Path("build/bench/policies"), help="where they are, or will be")
+    parser.add_argument("--policies", nargs="*", choices=(PERCEPTRON, *PEERS), default=["small"], help="in the loop")
     parser.add_argument("--rates", nargs="+", type=float, default=[50.0, 200.0, 1000.0], help="Hz")
     parser.add_argument("--loads", nargs="+", choices=("idle", "busy"), default=["idle", "busy"])
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each run")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each run of the loop")
+    parser.add_argument("--rounds", type=int, default=20, help="of steps")
+    parser.add_argument("--quick", action="store_true", help="10 s and 4 rounds")
     parser.add_argument("--spin-us", type=float, default=0.0, help="last microseconds of a sleep that are spun")
     parser.add_argument("--out", type=Path, help="where to write all numbers as JSON")
     options = parser.parse_args()
+    seconds, rounds = (10.0, 4) if options.quick else (options.seconds, options.rounds)
     cores = len(os.sched_getaffinity(0))
     print(f"{processor()}, {cores} of them used, Linux {platform.release()}, Python {platform.python_version()}")
+    policies = bundles(options.bundles)
+    steps = compare(policies, options.lerobot, rounds)
+    print(f"\n{steps_table(steps)}\n")
     measurements = []
-    for policy in options.policies:
+    for name in options.policies:
         for rate_hz in options.rates:
+            policy = Perceptron(config(rate_hz)) if name == PERCEPTRON else policies[name]
             for kind in options.loads:
-                measurements.append(measure(policy, rate_hz, options.seconds, kind, options.spin_us))
+                measurements.append(measure(name, policy, rate_hz, seconds, kind, options.spin_us))
     print(table(measurements))
     if options.out is not None:
         with new_file(options.out) as new:
-            new.write_bytes(msgspec.json.format(msgspec.json.encode(measurements), indent=2) + b"\n")
+            written = {"steps": steps, "loop": measurements}
+            new.write_bytes(msgspec.json.format(msgspec.json.encode(written), indent=2) + b"\n")
 
 
 if __name__ == "__main__":

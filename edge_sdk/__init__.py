@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edge_sdk.answer import Completion, Stream, Token
     from edge_sdk.bundle import Bundle, write_bundle
+    from edge_sdk.control.model_policy import load_policy
     from edge_sdk.language import LanguageModel, load
     from edge_sdk.model import ModelConfig
     from edge_sdk.options import Options
@@ -25,6 +26,7 @@ _HOMES = {
     "Stream": "answer",
     "Token": "answer",
     "load": "language",
+    "load_policy": "control.model_policy",
     "ModelConfig": "model",
 }
 
@@ -38,6 +40,7 @@ __all__ = [
     "Stream",
     "Token",
     "load",
+    "load_policy",
     "write_bundle",
 ]
 

@@ -13,7 +13,7 @@ import numpy as np
 from edge_sdk.answer import Completion
 from edge_sdk.backends import Engine, States, choose_engine
 from edge_sdk.bundle import Bundle
-from edge_sdk.errors import ImageError, explain
+from edge_sdk.errors import BundleError, ImageError, explain
 from edge_sdk.model import ModelConfig
 from edge_sdk.options import Options
 from edge_sdk.pace import Acceptance
@@ -198,6 +198,9 @@ def load(
     and ConfigError where it cannot speculate as asked for.
     """
     bundle = Bundle.open(path, verify_hashes=verify_hashes)
+    if bundle.manifest.model.policy is not None:
+        todo = "Use edge_sdk.load_policy."
+        raise BundleError(explain(str(path), expected="a language model", found="a policy", todo=todo))
     trace = None if profile is None else Path(profile)
     engine = choose_engine(bundle, device=device, threads=threads, profile=trace, speculation=speculation)
     if max_state_bytes is not None:

@@ -1,9 +1,9 @@
-"""A session's memory as a file: its states, its tokens and what was said, checked as a whole when read.
+"""A session's or a policy's memory as a file: its states, a session's tokens and what was said, checked as a whole.
 
     "EDGESTA2"                      8 bytes
     length of the header            8 bytes, little endian
     header                          JSON: StateHeader
-    token ids                       (positions) int32
+    token ids                       (positions) int32; none of a policy
     states                          as Snapshot has them
     CRC-32 of everything before     4 bytes, little endian
 
@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NoReturn
 import msgspec
 import numpy as np
 
-from edge_sdk.backends import Snapshot
+from edge_sdk.backends import Snapshot, max_positions
 from edge_sdk.errors import StateError, explain
 from edge_sdk.files import new_file
 from edge_sdk.model import ModelConfig
@@ -79,7 +79,8 @@ def read_state(path: Path, model_id: str, model: ModelConfig) -> tuple[StateHead
         with path.open("rb") as file:
             header, start = _read_header(path, file, model_id, model)
             shapes = [spec.sized(batch=1, capacity=header.positions) for spec in model.past_specs()]
-            parts = [((header.positions,), "int32"), *zip(shapes, (spec.dtype for spec in model.past_specs()))]
+            tokens = header.positions if model.policy is None else 0
+            parts = [((tokens,), "int32"), *zip(shapes, (spec.dtype for spec in model.past_specs()))]
             sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in parts]
             total, found = start + sum(map(_padded, sizes)), os.fstat(file.fileno()).st_size
             if found != total + CHECKSUM_BYTES:
@@ -109,8 +110,10 @@ def _read_header(path: Path, file: BinaryIO, model_id: str, model: ModelConfig) 
         _refuse(path, "a state's header", error)
     if header.model_id != model_id:
         _refuse(path, f"a state of model {model_id[:16]}", f"one of {header.model_id[:16]}")
-    if not 0 <= header.positions <= model.max_length:
-        _refuse(path, f"at most {model.max_length} positions", header.positions)
+    limit = max_positions(model)
+    most = np.iinfo(np.int64).max if limit is None else limit
+    if not 0 <= header.positions <= most:
+        _refuse(path, f"at most {most} positions", header.positions)
     _checked(path, header.conversation.pending, 0, model)
     return header, ALIGNMENT + _padded(size)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from edge_sdk.bundle import Bundle
 from edge_sdk.errors import BackendError, PromptError, explain
+from edge_sdk.model import ModelConfig
 from edge_sdk.pace import StepTimes
 from edge_sdk.speculation import check, verifiable
 from edge_sdk.tensor_spec import TensorSpec
@@ -44,6 +45,12 @@ class Snapshot:
 def used(specs: Sequence[TensorSpec], arrays: Sequence[np.ndarray], length: int) -> list[np.ndarray]:
     """Views of the states (batch, ...) without the caches' positions beyond ``length``."""
     return [array[:, :, :length] if "capacity" in spec.shape else array for spec, array in zip(specs, arrays)]
+
+
+def max_positions(model: ModelConfig) -> int | None:
+    """Positions that a row's states can hold; None for a policy without attention, whose states never fill."""
+    ends = model.policy is None or any("capacity" in spec.shape for spec in model.past_specs())
+    return model.max_length if ends else None
 
 
 class States:

@@ -13,6 +13,7 @@ import numpy as np
 from edge_plugins import missing_reason, native_library
 from edge_sdk.backends import FIRST_CAPACITY, Engine, RowStates, Snapshot, States, Wanted, capacity_for, used
 from edge_sdk.backends.host_memory import Backing, buffers, can_map, fill, mapped, zeros
+from edge_sdk.backends.ort_bindings import Bindings
 from edge_sdk.backends.ort_device import DeviceBuffers, HostBuffers, check_providers, providers_for
 from edge_sdk.backends.ort_vision import EmbeddingSessions
 from edge_sdk.bundle import ENGINES, GRAPH, WEIGHTS, Bundle
@@ -186,43 +187,26 @@ class Call:
         self, engine: OrtEngine, batch: int, length: int, kept: int, extras: Sequence[TensorSpec] = ()
     ) -> None:
         """``extras``: outputs to ask for behind the states."""
-        self.engine, self.shape = engine, (length, kept)
+        self.shape = (length, kept)
         fed = engine.config.inputs()[0]
         self.fed = np.empty(fed.sized(batch=batch, length=length), dtype=fed.dtype)
         """Tokens, or the embeddings of a model that sees."""
         self.logits = np.empty((batch, kept, engine.config.vocab_size), dtype=np.float32)
-        self._positions = np.arange(length - kept, length)
         sizes = {"batch": batch, "length": length, "kept": kept}
         self.extras = {spec.name: np.empty(spec.sized(**sizes), np.float32) for spec in extras}
         """What the graph returns behind the states, by name; see ModelConfig.speculation_specs."""
-        self.fresh = True
+        inputs = {fed.name: self.fed, "logit_positions": np.arange(length - kept, length)}
+        self._bindings = Bindings(engine, inputs, {"logits": self.logits, **self.extras})
+
+    @property
+    def fresh(self) -> bool:
         """Whether the last run had to make its bindings."""
-        self._bindings: dict[tuple[int, int], Any] = {}
-        self._alive: list[Any] = []
-        """The OrtValues, which keep the arrays' memory from being freed."""
+        return self._bindings.fresh
 
     def run(self, fed: np.ndarray, states: OrtStates, written: int) -> None:
         """One step of the session, from the states' current set of buffers into another or the same."""
         self.fed[...] = fed
-        sets = (states.turn, written)
-        self.fresh = sets not in self._bindings
-        if self.fresh:
-            self._bindings[sets] = self._bind(states, written)
-        self.engine.session.run_with_iobinding(self._bindings[sets])
-
-    def _bind(self, states: OrtStates, written: int) -> Any:
-        host = self.engine.host
-        fed = [host.share(array) for array in (self.fed, states.past_length, self._positions)]
-        fed += states.values(states.turn)
-        made = [host.share(self.logits), *states.values(written)]
-        made += [host.share(array) for array in self.extras.values()]
-        self._alive += fed + made
-        binding = self.engine.session.io_binding()
-        for name, value in zip(self.engine.input_names, fed):
-            binding.bind_ortvalue_input(name, value)
-        for name, value in zip([*self.engine.output_names, *self.extras], made):
-            binding.bind_ortvalue_output(name, value)
-        return binding
+        self._bindings.run(states, written)
 
 
 class OrtEngine(Engine):
@@ -258,9 +242,7 @@ class OrtEngine(Engine):
             ) from None
         self.bundle, self.config = bundle, bundle.manifest.model
         self.max_length, self.budget = self.config.max_length, MemoryBudget()
-        self.past_specs, present = self.config.past_specs(), self.config.present_specs()
-        self.input_names = [spec.name for spec in self.config.inputs()]
-        self.output_names = ["logits", *(spec.name for spec in present)]
+        self.past_specs, self.present_specs = self.config.past_specs(), self.config.present_specs()
         self.host = HostBuffers(onnxruntime.OrtValue)
         self.place = self.host if device == "cpu" else DeviceBuffers(onnxruntime.OrtValue, "cuda")
         cache = engines_folder(bundle) if device == "tensorrt" else None

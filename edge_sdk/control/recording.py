@@ -78,6 +78,8 @@ class Recorder:
         *,
         bundle: str = "",
         rate_hz: float | None = None,
+        instruction: str = "",
+        seed: int = 0,
         capacity_bytes: int = CAPACITY_BYTES,
     ) -> None:
         self.path = Path(path)
@@ -88,6 +90,8 @@ class Recorder:
             rate_hz=policy.action.rate_hz if rate_hz is None else rate_hz,
             versions={"edge_sdk": edge_sdk.__version__, "numpy": np.__version__, "python": platform.python_version()},
             clock_offset_ns=time.time_ns() - time.monotonic_ns(),
+            instruction=instruction,
+            seed=seed,
         )
         try:
             self._file: BinaryIO = self.path.open("xb")

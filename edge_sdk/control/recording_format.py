@@ -38,7 +38,7 @@ DTYPES = ("bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 
 DTYPES = (*DTYPES, "float16", "float32", "float64")
 
 
-class Header(msgspec.Struct, frozen=True, kw_only=True):
+class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a recording was made with."""
 
     bundle: str
@@ -49,6 +49,10 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     clock_offset_ns: int
     """Unix time less ``time.monotonic_ns()`` when the recording began: what MCAP's times are ahead of all others."""
+    instruction: str = ""
+    """What the policy was told to do, in words."""
+    seed: int = 0
+    """Of the policy's noise."""
     format_version: int = FORMAT_VERSION
 
 

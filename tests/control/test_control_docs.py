@@ -15,7 +15,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTAL
 
 
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = (text for kind, text in BLOCKS if kind == "python")
+    example = next(text for kind, text in BLOCKS if kind == "python")
     names: dict[str, object] = {}
     exec(example, names)
     printed = capsys.readouterr().out
