@@ -1,0 +1,103 @@
+"""Cuts short what a board does, at every system call or as power cuts do, and looks at what is left.
+
+``cuts.py kill|power WORK FOLDER`` prints how often; WORK is ``install``, ``rollback`` or ``start``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "runtime")]
+
+from boards import install, runs, small_bundle, tree
+from edge_sdk import Bundle
+from edge_sdk.deploy.store import Store
+from kill_points import kill_at_each_call
+from power import Recorder, promised, write_image
+
+BEFORE = {"install": "1", "rollback": "2", "start": "2"}
+AFTER = {"install": "2", "rollback": "1", "start": "1"}
+
+
+def prepare(folder: Path) -> tuple[Bundle, Bundle, Bundle]:
+    """Three bundles; weights of the third are the second's."""
+    one, two = (small_bundle(folder / version, version, chunks=1) for version in ("1", "2"))
+    return one, two, small_bundle(folder / "3", "3", weights=two.file("model.onnx.data").read_bytes())
+
+
+def begin(store: Store, kind: str, one: Bundle, two: Bundle) -> None:
+    """What a store holds before the work."""
+    zero = small_bundle(store.folder.parent / "0", "0.5")
+    install(store, zero)  # what an installation has to make room for
+    install(store, one)
+    if kind != "install":
+        install(store, two)
+    for _ in range(3 if kind == "start" else 0):
+        store.begin_start()  # the next one is one too many
+
+
+def work_of(kind: str, store: Store, two: Bundle) -> Callable[[], object]:
+    """The work that is cut short."""
+    return {"install": lambda: install(store, two), "rollback": store.roll_back, "start": store.begin_start}[kind]
+
+
+def look(store: Store, kind: str, found: set[str], three: Bundle | None) -> None:
+    """Whether the board runs one of the two; and whether it can be deployed to, if a bundle is given for that."""
+    version = runs(store)
+    assert version in (BEFORE[kind], AFTER[kind]), version
+    found.add(version)
+    if three is not None:
+        install(store, three)
+        assert runs(store) == "3"
+        store.roll_back()
+        assert runs(store) == version
+
+
+def main() -> None:
+    """Cuts, looks, and prints how often."""
+    cut, kind, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    one, two, three = prepare(folder)
+    start = folder / "start" / "store"
+    begin(Store(start), kind, one, two)
+    (kill if cut == "kill" else cut_power)(kind, folder, start, two, three)
+
+
+def kill(kind: str, folder: Path, start: Path, two: Bundle, three: Bundle) -> None:
+    """At each system call."""
+    place, found = folder / "store", set[str]()
+    shutil.copytree(start, place)
+
+    def look_and_restore(stop: int) -> None:
+        look(Store(place), kind, found, three if stop % 10 == 0 else None)
+        shutil.rmtree(place)
+        shutil.copytree(start, place)
+
+    calls = kill_at_each_call(lambda: work_of(kind, Store(place), two)(), look_and_restore)
+    assert found == {BEFORE[kind], AFTER[kind]}, found
+    print(calls)
+
+
+def cut_power(kind: str, folder: Path, start: Path, two: Bundle, three: Bundle) -> None:
+    """After each event, in several ways; afterwards a cut in the midst of what was cut already."""
+    place, found, count = folder / "store", set[str](), 0
+    shutil.copytree(start, place)
+    before, recorder = promised(place), Recorder(place)
+    work_of(kind, Store(place), two)()
+    recorder.stop()
+    images = list(recorder.images(before, seed=1))
+    assert images[-1][2].keys() >= tree(place).keys()
+    for count, (number, loss, files) in enumerate(images, 1):
+        write_image(files, place)
+        try:
+            look(Store(place), kind, found, three if count % 5 == 0 else None)
+        except Exception as error:
+            raise AssertionError(f"after {recorder.events[number]}, {loss}") from error
+    assert found == {BEFORE[kind], AFTER[kind]}, found
+    print(count)
+
+
+if __name__ == "__main__":
+    main()
