@@ -37,7 +37,7 @@ from edge_sdk.deploy.protocol import (
     frame_length,
 )
 from edge_sdk.deploy.store import Store
-from edge_sdk.errors import EdgeError
+from edge_sdk.errors import BusyError, EdgeError
 from edge_sdk.machine import read_machine
 from edge_sdk.telemetry import read_temperatures
 
@@ -151,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
             agent.answer(question)
     except (EdgeError, OSError) as error:
         try:
-            say(Refused(str(error)))
+            say(Refused(str(error), busy=isinstance(error, BusyError)))
         except BrokenPipeError:
             print(error, file=sys.stderr)  # nobody is there to be told
         return 1

@@ -17,7 +17,7 @@ from edge_sdk.errors import DeployError, explain
 
 PROTOCOL: Final = 1
 MAX_FRAME_BYTES = 64 << 20
-"""A chunk takes 1 MiB; the list of a bundle's chunks 35 bytes for each MiB."""
+"""The list of a bundle's chunks takes 35 bytes for each."""
 HEADER = struct.Struct(">I")
 
 
@@ -117,6 +117,8 @@ class Refused(_Message, frozen=True):
     """Why not; nothing has changed and nothing more is answered."""
 
     reason: str
+    busy: bool = False
+    """Whether it is only that somebody else is at it."""
 
 
 Question = Union[Begin, Chunk, Commit, AskStatus, Rollback, Configure, InstallService]
