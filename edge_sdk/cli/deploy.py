@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ def add_commands(commands: Commands) -> None:
     deploy.add_argument("--settings-file", type=Path, metavar="FILE", help="first: what boards are to ask of bundles")
     deploy.add_argument("--install", action="store_true", help="also a systemd service that runs the active slot")
     deploy.add_argument("--serve", default="", metavar="ARGS", help="arguments of the service's `edge-sdk serve`")
+    deploy.add_argument("--wait-s", type=float, metavar="S", help="wait so long for the service to be healthy")
     deploy.set_defaults(command=_deploy)
     slots = commands.add_parser("slots", help="say what boards hold and how they are")
     _add_boards(slots)
@@ -81,7 +83,7 @@ def _deploy(arguments: argparse.Namespace) -> int:
 
     from edge_sdk.bundle import Bundle
     from edge_sdk.deploy.acceptance import ACCEPTANCE
-    from edge_sdk.deploy.fleet import deploy_all, describe
+    from edge_sdk.deploy.fleet import deploy_all, describe, settle_all
     from edge_sdk.deploy.protocol import Configure
 
     boards, ssh, console = _boards(arguments), _ssh(arguments), Console(stderr=True)
@@ -94,20 +96,24 @@ def _deploy(arguments: argparse.Namespace) -> int:
     outcomes = deploy_all(bundle, boards, ssh, force=arguments.force, console=console)
     for name, outcome in outcomes.items():
         print(f"{name}: {describe(outcome)}")
-    done = {name: boards[name] for name, outcome in outcomes.items() if not isinstance(outcome, EdgeError)}
+    done = {name: outcome for name, outcome in outcomes.items() if not isinstance(outcome, EdgeError)}
+    reached = {name: boards[name] for name in done}
     if arguments.install and done:
-        _install_service(arguments, done, ssh)
-    return 0 if len(done) == len(boards) else 1
+        _install_service(arguments, reached, ssh)
+    failures = len(boards) - len(done)
+    if arguments.wait_s is not None:
+        for name, reason in settle_all(done, reached, ssh, arguments.wait_s).items():
+            print(f"{name}: {reason or 'healthy'}")
+            failures += bool(reason)
+    return 1 if failures else 0
 
 
 def _install_service(arguments: argparse.Namespace, boards: dict[str, Board], ssh: Ssh) -> None:
-    import shlex
-
     from edge_sdk.deploy.protocol import InstallService
 
     _ask(InstallService(tuple(shlex.split(arguments.serve))), boards, ssh)
     for name in boards:
-        print(f"{name}: the service runs")
+        print(f"{name}: the service was started")
 
 
 def _slots(arguments: argparse.Namespace) -> int:

@@ -17,7 +17,6 @@ from edge_sdk.deploy.protocol import (
     HEADER,
     PROTOCOL,
     Answer,
-    AskStatus,
     Begin,
     Chunk,
     Commit,
@@ -36,6 +35,7 @@ from edge_sdk.deploy.protocol import (
     frame,
     frame_length,
 )
+from edge_sdk.deploy.service import install_service
 from edge_sdk.deploy.store import Store
 from edge_sdk.errors import BusyError, EdgeError
 from edge_sdk.machine import read_machine
@@ -69,8 +69,6 @@ class Agent:
             elif isinstance(question, Configure):
                 self._store.configure(question.settings, question.trusted_keys)
             elif isinstance(question, InstallService):
-                from edge_sdk.deploy.service import install_service
-
                 install_service(self._store, question.arguments)
             self._say(status_of(self._store))
 

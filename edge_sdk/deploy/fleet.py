@@ -12,11 +12,11 @@ from rich.table import Table
 
 from edge_sdk.bundle import Bundle
 from edge_sdk.deploy.boards import Board
-from edge_sdk.deploy.chunks import CHUNK_BYTES, offer
+from edge_sdk.deploy.chunks import offer
 from edge_sdk.deploy.line import Ssh
 from edge_sdk.deploy.protocol import Installed, Question, Status
 from edge_sdk.deploy.record import Slot
-from edge_sdk.deploy.send import Report, ask, deploy
+from edge_sdk.deploy.send import Report, ask, deploy, settled
 from edge_sdk.errors import EdgeError
 
 Boards = Mapping[str, Board]
@@ -52,6 +52,19 @@ def deploy_all(
 def ask_all(question: Question, boards: Boards, ssh: Ssh) -> dict[str, Status | EdgeError]:
     """Asks all boards the same at the same time."""
     return asyncio.run(_each(boards, lambda _, board: ask(question, board, ssh)))
+
+
+def settle_all(installed: Mapping[str, Installed], boards: Boards, ssh: Ssh, timeout_s: float) -> dict[str, str]:
+    """What became of each board's trial: nothing where its service is healthy, else why not."""
+
+    async def one(name: str, board: Board) -> str:
+        slot = await settled(installed[name].slot.bundle_id, board, ssh, timeout_s)
+        if slot.failed:
+            return f"rolled back: {slot.failed}"
+        return "" if slot.healthy else f"still on trial after {timeout_s:g} s: is the service installed?"
+
+    outcomes = asyncio.run(_each(boards, one))
+    return {name: str(outcome) for name, outcome in outcomes.items()}
 
 
 def describe(outcome: Installed | EdgeError) -> str:

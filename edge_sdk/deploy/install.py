@@ -1,7 +1,7 @@
 """On the board: a bundle is received in place, checked, and switched to.
 
-Chunks are written where they belong in the bundle's files, and what is there already is told by its hash: an interrupted
-transfer needs no book-keeping that a power cut could contradict.
+Chunks are written where they belong in the bundle's files, and what is there already is told by its hash: an
+interrupted transfer needs no book-keeping that a power cut could contradict.
 """
 
 from __future__ import annotations

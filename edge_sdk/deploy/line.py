@@ -49,7 +49,7 @@ class Ssh(msgspec.Struct, frozen=True, kw_only=True):
     """Silence after which the board's agent gives up."""
 
 
-class LineLost(Exception):
+class LineLostError(Exception):
     """The line broke or stalled; what was sent is there, and the rest may be tried again."""
 
 
@@ -65,26 +65,26 @@ class Line:
         return await self.receive(timeout_s)
 
     async def send(self, question: Question) -> None:
-        """Raises LineLost, and what the board refused meanwhile."""
+        """Raises LineLostError, and what the board refused meanwhile."""
         try:
             self._process.stdin.write(frame(question))
             await asyncio.wait_for(self._process.stdin.drain(), self._stall_s)
         except (OSError, asyncio.TimeoutError) as error:
             if isinstance(error, BrokenPipeError):
                 await self.receive()  # a refusal, if that is why it reads no more
-            raise LineLost("the board takes nothing more") from None
+            raise LineLostError("the board takes nothing more") from None
 
     async def receive(self, timeout_s: float | None = None) -> Answer:
         """The next answer, within ``stall_s`` if nothing else is given.
 
-        Raises LineLost, DeployError for a refusal and BusyError where another deployment goes on.
+        Raises LineLostError, DeployError for a refusal and BusyError where another deployment goes on.
         """
         try:
             answer = await asyncio.wait_for(self._read(), self._stall_s if timeout_s is None else timeout_s)
         except asyncio.IncompleteReadError:
             raise await self._ended() from None
         except (OSError, asyncio.TimeoutError) as error:
-            raise LineLost(str(error) or "the board is silent") from None
+            raise LineLostError(str(error) or "the board is silent") from None
         if isinstance(answer, Refused):
             raise (BusyError if answer.busy else DeployError)(answer.reason)
         return answer
@@ -96,7 +96,7 @@ class Line:
             header = await self._process.stdout.readexactly(HEADER.size)
             return decode_answer(await self._process.stdout.readexactly(frame_length(header)))
         except asyncssh.Error as error:
-            raise LineLost(error.reason) from None
+            raise LineLostError(error.reason) from None
 
     async def _ended(self) -> Exception:
         """Why there is no answer: the agent could not be started, or the line is gone."""
@@ -107,7 +107,7 @@ class Line:
         except (OSError, asyncssh.Error, asyncio.TimeoutError):
             said = b""
         if self._process.exit_status in (None, 0):
-            return LineLost("the board hung up")
+            return LineLostError("the board hung up")
         lines = said.decode(errors="replace").strip().splitlines()
         todo = f"Is edge-sdk[deploy] installed for {self._board.python} on the board? --python names another."
         found = lines[-1] if lines else f"exit status {self._process.exit_status}"
@@ -116,7 +116,7 @@ class Line:
 
 @asynccontextmanager
 async def connected(board: Board, ssh: Ssh) -> AsyncIterator[Line]:
-    """A line to a board. Raises LineLost where it cannot be reached, and DeployError where it must not be used."""
+    """A line to a board. Raises LineLostError where it cannot be reached, and DeployError where it must not be used."""
     asyncssh = _asyncssh()
     user, host, port = board.address()
     options: dict[str, Any] = {"keepalive_interval": 30, "connect_timeout": ssh.connect_timeout_s}
@@ -141,7 +141,7 @@ async def connected(board: Board, ssh: Ssh) -> AsyncIterator[Line]:
         todo = "Log in with ssh first: ssh-copy-id puts your key there."
         raise DeployError(explain(board.host, expected="a key that it knows", found=error.reason, todo=todo)) from None
     except (asyncssh.Error, OSError, asyncio.TimeoutError) as error:
-        raise LineLost(getattr(error, "reason", "") or str(error) or "no answer") from None
+        raise LineLostError(getattr(error, "reason", "") or str(error) or "no answer") from None
 
 
 def _unverified(board: Board, ssh: Ssh, reason: str) -> DeployError:

@@ -144,7 +144,8 @@ def frame_length(header: bytes) -> int:
 def decode_question(content: bytes) -> Question:
     """Raises DeployError."""
     try:
-        return msgspec.msgpack.decode(content, type=Question)
+        question: Question = msgspec.msgpack.decode(content, type=Question)
+        return question
     except msgspec.DecodeError as error:
         raise _unknown(error) from None
 
@@ -152,7 +153,8 @@ def decode_question(content: bytes) -> Question:
 def decode_answer(content: bytes) -> Answer:
     """Raises DeployError."""
     try:
-        return msgspec.msgpack.decode(content, type=Answer)
+        answer: Answer = msgspec.msgpack.decode(content, type=Answer)
+        return answer
     except msgspec.DecodeError as error:
         raise _unknown(error) from None
 

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from edge_sdk.bundle import Bundle
 from edge_sdk.deploy.boards import Board
 from edge_sdk.deploy.chunks import Offer, read_chunk
-from edge_sdk.deploy.line import Line, LineLost, Ssh, connected
-from edge_sdk.deploy.protocol import Begin, Chunk, Commit, Installed, Missing, Progress, Question, Received, Status
+from edge_sdk.deploy.line import Line, LineLostError, Ssh, connected
+from edge_sdk.deploy.protocol import (
+    AskStatus,
+    Begin,
+    Chunk,
+    Commit,
+    Installed,
+    Missing,
+    Progress,
+    Question,
+    Received,
+    Status,
+)
+from edge_sdk.deploy.record import Slot
 from edge_sdk.errors import BusyError, DeployError, explain
 
 WINDOW = 16
 """Chunks that are under way before the first of them must be acknowledged."""
 CHECK_TIMEOUT_S = 3600.0 + 600.0
 """Of a board's checks, the building of an engine among them; a line that breaks meanwhile is noticed by SSH."""
+
+SETTLE_POLL_S = 2.0
 
 Report = Callable[[str, int, int], None]
 """Told what is being done, how many chunks came over and how many are to, in all."""
@@ -31,7 +46,7 @@ async def deploy(
         try:
             async with connected(board, ssh) as line:
                 return await sending.over(line, force)
-        except (LineLost, BusyError) as error:
+        except (LineLostError, BusyError) as error:
             if sending.received > before:
                 failures, pause_s = 0, 1.0
             failures += 1
@@ -47,11 +62,27 @@ async def ask(question: Question, board: Board, ssh: Ssh) -> Status:
     try:
         async with connected(board, ssh) as line:
             answer = await line.ask(question)
-    except LineLost as error:
+    except LineLostError as error:
         raise _unreachable(board, error) from None
     if not isinstance(answer, Status):
         raise _unexpected(answer)
     return answer
+
+
+async def settled(bundle_id: str, board: Board, ssh: Ssh, timeout_s: float) -> Slot:
+    """The slot of a bundle once the board's service found it healthy or gave it up, or as it is after so long.
+
+    Raises DeployError where the board cannot be asked or has no such bundle any more.
+    """
+    end = time.monotonic() + timeout_s
+    while True:
+        status = await ask(AskStatus(), board, ssh)
+        slot = next((one for one in status.record.slots.values() if one.bundle_id == bundle_id), None)
+        if slot is None:
+            raise DeployError(explain(board.host, expected="the bundle", found="others", todo="Deploy it again."))
+        if slot.healthy or slot.failed or time.monotonic() > end:
+            return slot
+        await asyncio.sleep(SETTLE_POLL_S)
 
 
 class _Sending:

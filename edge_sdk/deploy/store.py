@@ -35,7 +35,7 @@ class Store:
 
     def __init__(self, folder: Path, settings_folder: Path | None = None) -> None:
         """``settings_folder``: where board.json and trusted_keys are, if not in the store."""
-        self.folder, self._settings_folder = folder, settings_folder or folder
+        self.folder, self.settings_folder = folder, settings_folder or folder
         self.bundles, self.incoming = folder / "bundles", folder / "incoming"
         for path in (self.bundles, self.incoming):
             path.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ class Store:
 
     def settings(self) -> BoardSettings:
         """What this board asks of a bundle. Raises DeployError."""
-        path = self._settings_folder / SETTINGS
+        path = self.settings_folder / SETTINGS
         try:
             return msgspec.json.decode(path.read_bytes(), type=BoardSettings)
         except FileNotFoundError:
@@ -53,13 +53,13 @@ class Store:
 
     def trusted_keys(self) -> list[PublicKey]:
         """Whose signatures count. Raises DeployError."""
-        return read_keys(self._settings_folder / TRUSTED_KEYS)
+        return read_keys(self.settings_folder / TRUSTED_KEYS)
 
     def configure(self, settings: bytes | None, keys: bytes | None) -> None:
         """Replaces board.json and the trusted keys, where given. Raises DeployError for what cannot be read."""
         for name, content in ((SETTINGS, settings), (TRUSTED_KEYS, keys)):
             if content is not None:
-                with new_file(self._settings_folder / name) as temporary:
+                with new_file(self.settings_folder / name) as temporary:
                     temporary.write_bytes(content)
                     self._check_setting(name, temporary)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "runtime")]
 
-from boards import install, runs, small_bundle, tree
-from edge_sdk import Bundle
-from edge_sdk.deploy.store import Store
-from kill_points import kill_at_each_call
-from power import Recorder, promised, write_image
+from boards import install, runs, small_bundle, tree  # noqa: E402 (found by the line above)
+from edge_sdk import Bundle  # noqa: E402
+from edge_sdk.deploy.store import Store  # noqa: E402
+from kill_points import kill_at_each_call  # noqa: E402
+from power import Recorder, promised, write_image  # noqa: E402
 
 BEFORE = {"install": "1", "rollback": "2", "start": "2"}
 AFTER = {"install": "2", "rollback": "1", "start": "1"}
@@ -75,7 +75,10 @@ def kill(kind: str, folder: Path, start: Path, two: Bundle, three: Bundle) -> No
         shutil.rmtree(place)
         shutil.copytree(start, place)
 
-    calls = kill_at_each_call(lambda: work_of(kind, Store(place), two)(), look_and_restore)
+    def work() -> None:
+        work_of(kind, Store(place), two)()
+
+    calls = kill_at_each_call(work, look_and_restore)
     assert found == {BEFORE[kind], AFTER[kind]}, found
     print(calls)
 

@@ -86,8 +86,8 @@ class Recorder:
         for number, event in enumerate(self.events):
             _apply(root, event)
             yield number, "only what was promised", dict(_files(root, True, lambda inode: inode.promised or b""))
-            for kind, lost in {"empty": b"", "zeros": bytes(4096)}.items():
-                yield number, f"names, {kind}", dict(_files(root, False, lambda inode: _old(inode, lost)))
+            yield number, "names, empty", dict(_files(root, False, lambda inode: _old(inode, b"")))
+            yield number, "names, zeros", dict(_files(root, False, lambda inode: _old(inode, bytes(4096))))
             yield number, "chance", dict(_files(root, None, lambda inode: _chance(chance, inode), chance))
 
 

@@ -64,7 +64,7 @@ def test_the_check_passes_where_the_bundle_was_exported(accepted: Path) -> None:
     measured = check(Bundle.open(accepted), device="cpu")
     assert measured.error < 1e-4
     assert measured.step_ms > 0
-    with pytest.raises(DeployError, match="expected a step within 0.0001 ms"):
+    with pytest.raises(DeployError, match=r"expected a step within 0.0001 ms"):
         check(Bundle.open(accepted), device="cpu", step_budget_ms=1e-4)
 
 
@@ -126,7 +126,7 @@ def test_vectors_that_are_not_known_are_refused(accepted: Path, tmp_path: Path, 
     np.savez(bundle / ACCEPTANCE, **arrays)
     if case == "not an archive":
         (bundle / ACCEPTANCE).write_bytes(b"no")
-    with pytest.raises(DeployError, match="acceptance.npz: expected vectors that this version knows"):
+    with pytest.raises(DeployError, match=r"acceptance.npz: expected vectors that this version knows"):
         check(reopened(bundle), device="cpu")
 
 

@@ -15,7 +15,7 @@ from edge_sdk import Bundle
 from edge_sdk.bundle import WEIGHTS
 from edge_sdk.cli import main
 from edge_sdk.deploy.boards import Board, read_group
-from edge_sdk.deploy.chunks import CHUNK_BYTES, offer
+from edge_sdk.deploy.chunks import CHUNK_BYTES, offer, read_chunk
 from edge_sdk.deploy.line import Ssh
 from edge_sdk.deploy.protocol import AskStatus, Installed, Rollback
 from edge_sdk.deploy.send import ask, deploy
@@ -133,10 +133,7 @@ def test_what_a_board_refuses_changes_nothing(server: Server, store: Store, two:
 def test_a_chunk_that_is_altered_on_its_way_is_refused(
     server: Server, store: Store, two: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edge_sdk.deploy import send as sending
-
-    read = sending.read_chunk
-    monkeypatch.setattr(sending, "read_chunk", lambda path, index: read(path, index)[:-1] + b"x")
+    monkeypatch.setattr("edge_sdk.deploy.send.read_chunk", lambda path, index: read_chunk(path, index)[:-1] + b"x")
     assert "expected sha256" in refusal(two, server.board(store.folder), server.ssh())
     assert runs(store) == "1"
 

@@ -50,7 +50,7 @@ def test_a_bundle_goes_into_the_slot_that_does_not_run_and_one_goes_back_to_the_
         store.active_bundle()
     install(store, one)
     assert (store.read().active, runs(store)) == ("a", "1.0")
-    with pytest.raises(DeployError, match="The other slot: expected a bundle, found none"):
+    with pytest.raises(DeployError, match=r"The other slot: expected a bundle, found none"):
         store.roll_back()
     install(store, two)
     assert (store.read().active, runs(store)) == ("b", "2.0")
@@ -89,7 +89,7 @@ def test_a_damaged_bundle_on_the_board_is_nobodys_source_and_is_mended_by_deploy
     same = small_bundle(tmp_path / "same", "1.1", weights=one.file(WEIGHTS).read_bytes())
     assert install(store, same)[1] == 2  # the graph and the damaged chunk
     assert runs(store) == "1.1"
-    with pytest.raises(DeployError, match="The other slot: expected a whole bundle"):
+    with pytest.raises(DeployError, match=r"The other slot: expected a whole bundle"):
         store.roll_back()
     assert install(store, one, force=True)[1] == 0  # the one chunk comes from 1.1
     store.roll_back()
@@ -173,7 +173,7 @@ def test_chunks_that_do_not_make_the_manifests_file_are_refused_and_thrown_away(
     )
     for name, index in installation.begin():
         installation.receive(name, index, wrong if name == "model.onnx" else read_chunk(two.file(name), index))
-    with pytest.raises(BundleError, match="model.onnx: expected sha256"):
+    with pytest.raises(BundleError, match=r"model.onnx: expected sha256"):
         installation.commit(lambda said: None)
     assert tree(store.folder) == before
 
@@ -187,15 +187,15 @@ def offer_of(data: bytes) -> list[bytes]:
 def test_older_bundles_are_refused_unless_forced(store: Store, one: Bundle, two: Bundle, tmp_path: Path) -> None:
     install(store, two)
     before = tree(store.folder)
-    with pytest.raises(DeployError, match="The version: expected 2.0 or newer, found 1.0"):
+    with pytest.raises(DeployError, match=r"The version: expected 2.0 or newer, found 1.0"):
         install(store, one)
-    with pytest.raises(DeployError, match="expected 2.0 or newer, found 0"):
+    with pytest.raises(DeployError, match=r"expected 2.0 or newer, found 0"):
         install(store, small_bundle(tmp_path / "none", None))
     assert tree(store.folder) == before
     install(store, one, force=True)
     assert runs(store) == "1.0"
     configure(store, minimum_version="1.5")
-    with pytest.raises(DeployError, match="expected 1.5 or newer"):
+    with pytest.raises(DeployError, match=r"expected 1.5 or newer"):
         install(store, small_bundle(tmp_path / "x", "1.4.9"))
 
 
@@ -223,7 +223,7 @@ def test_a_board_that_asks_for_a_signature_takes_only_those_it_trusts(
     sign(one.path, tmp_path / "old")
     assert install(store, one)[0].signed_by == "old key"
     shutil.copy(one.path / SIGNATURE, two.path / SIGNATURE)
-    with pytest.raises(DeployError, match=f"{old.key_id} that does not fit the manifest"):
+    with pytest.raises(DeployError, match=rf"{old.key_id} that does not fit the manifest"):
         install(store, two)
     sign(two.path, tmp_path / "old")
     sign(two.path, tmp_path / "new")
@@ -236,7 +236,7 @@ def test_a_board_that_asks_for_a_signature_takes_only_those_it_trusts(
 def test_a_damaged_signature_is_refused(store: Store, one: Bundle, tmp_path: Path, content: bytes) -> None:
     store.configure(b'{"require_signature": true}', make_keys(tmp_path / "key", "k").line().encode())
     (one.path / SIGNATURE).write_bytes(content)
-    with pytest.raises(DeployError, match="signature"):
+    with pytest.raises(DeployError, match=r"signature"):
         install(store, one)
 
 
