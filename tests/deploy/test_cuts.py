@@ -12,6 +12,7 @@ from places import ROOT
 
 LEAST = {
     ("power", "install"): 150,
+    ("power", "twice"): 300,
     ("power", "rollback"): 20,
     ("power", "start"): 20,
     ("kill", "install"): 150,
