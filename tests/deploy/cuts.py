@@ -12,11 +12,11 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "runtime")]
 
-from boards import install, runs, small_bundle, tree  # noqa: E402 (found by the line above)
 from edge_sdk import Bundle  # noqa: E402
 from edge_sdk.deploy.store import Store  # noqa: E402
 from kill_points import kill_at_each_call  # noqa: E402
-from power import Recorder, promised, write_image  # noqa: E402
+from power_cuts import Recorder, promised, write_image  # noqa: E402
+from small_bundles import install, runs, small_bundle, tree  # noqa: E402 (found by the line above)
 
 OUTCOMES = {"install": {"1", "2"}, "twice": {"1", "2", "3"}, "rollback": {"2", "1"}, "start": {"2", "1"}}
 """Versions that a board may run after a cut; each must be seen."""

@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 import pytest
 
-from boards import install, runs, tree
 from edge_sdk import Bundle
 from edge_sdk.bundle import GRAPH, MANIFEST, WEIGHTS
 from edge_sdk.deploy.acceptance import ACCEPTANCE, add_acceptance, check, error_of
@@ -20,6 +19,7 @@ from edge_sdk.deploy.signing import make_keys, sign
 from edge_sdk.deploy.store import Store
 from edge_sdk.errors import DeployError
 from edge_sdk.files import sha256
+from small_bundles import install, runs, tree
 
 
 @pytest.fixture(scope="module")

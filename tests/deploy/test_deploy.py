@@ -10,7 +10,6 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from boards import install, runs, small_bundle, tree
 from edge_sdk import Bundle
 from edge_sdk.bundle import WEIGHTS
 from edge_sdk.cli import main
@@ -23,6 +22,7 @@ from edge_sdk.deploy.signing import make_keys, sign
 from edge_sdk.deploy.store import Store
 from edge_sdk.errors import BusyError, DeployError
 from links import Link, Server
+from small_bundles import install, runs, small_bundle, tree
 
 
 @pytest.fixture(autouse=True)

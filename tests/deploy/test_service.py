@@ -20,7 +20,6 @@ from pathlib import Path
 import openai
 import pytest
 
-from boards import install, runs, small_bundle
 from edge_sdk import Bundle
 from edge_sdk.bundle import MANIFEST
 from edge_sdk.cli import main
@@ -30,6 +29,7 @@ from edge_sdk.deploy.service import UNIT, install_service, unit
 from edge_sdk.deploy.store import Store
 from edge_sdk.errors import ConfigError, DeployError
 from links import Server, free_port
+from small_bundles import install, runs, small_bundle
 
 
 def versioned(bundle: Path, folder: Path, version: str) -> Bundle:

@@ -12,7 +12,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from boards import install, noise, runs, small_bundle, tree
 from edge_sdk import Bundle
 from edge_sdk.bundle import MANIFEST, WEIGHTS
 from edge_sdk.deploy.chunks import CHUNK_BYTES, Offer, offer, read_chunk
@@ -22,6 +21,7 @@ from edge_sdk.deploy.signing import SIGNATURE, make_keys, read_keys, sign
 from edge_sdk.deploy.store import SETTINGS, TRUSTED_KEYS, Store
 from edge_sdk.errors import BundleError, BusyError, ConfigError, DeployError
 from places import ROOT
+from small_bundles import install, noise, runs, small_bundle, tree
 
 
 @pytest.fixture
@@ -302,7 +302,7 @@ def test_a_damaged_record_is_refused(store: Store, one: Bundle) -> None:
 FULL = """
 import sys
 from pathlib import Path
-from boards import install, runs, small_bundle, tree
+from small_bundles import install, runs, small_bundle, tree
 from edge_sdk.deploy.store import Store
 from edge_sdk.errors import DeployError
 store = Store(Path(sys.argv[1]) / "store")

@@ -19,6 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+CHANCES = 3
+"""Chance choices after each event."""
+
 
 @dataclass
 class Inode:
@@ -88,7 +91,8 @@ class Recorder:
             yield number, "only what was promised", dict(_files(root, True, lambda inode: inode.promised or b""))
             yield number, "names, empty", dict(_files(root, False, lambda inode: _old(inode, b"")))
             yield number, "names, zeros", dict(_files(root, False, lambda inode: _old(inode, bytes(4096))))
-            yield number, "chance", dict(_files(root, None, lambda inode: _chance(chance, inode), chance))
+            for _ in range(CHANCES):
+                yield number, "chance", dict(_files(root, None, lambda inode: _chance(chance, inode), chance))
 
 
 def promised(folder: Path) -> Inode:
