@@ -28,8 +28,8 @@ from edge_sdk.files import new_file, sha256
 ACCEPTANCE = "acceptance.npz"
 LOGITS = "logits"
 PROMPTS, PROMPT_TOKENS, STEPS = 4, 24, 9
-TOLERANCE = 0.05
-"""Rounding to bfloat16 alone is 0.4 % of a number; another weight tensor is far beyond (docs/deploy.md)."""
+TOLERANCE = 0.1
+"""Above what rounding all weights to bfloat16 makes, below what another weight tensor does (docs/deploy.md)."""
 
 
 class Measured(msgspec.Struct, frozen=True):

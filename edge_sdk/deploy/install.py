@@ -141,9 +141,6 @@ class Installation:
     def _write_descriptions(self) -> Manifest:
         self._folder.mkdir(exist_ok=True)
         (self._folder / MANIFEST).write_bytes(self._offer.manifest)
-        if self._offer.signature:
-            (self._folder / SIGNATURE).write_bytes(self._offer.signature)
-        (self._folder / OFFER).write_bytes(msgspec.msgpack.encode(self._offer))
         manifest = read_manifest(self._folder)
         needed = {name: chunk_count(entry.bytes) for name, entry in manifest.files.items()}
         found = {name: len(digests) for name, digests in self._offer.chunks.items()}
@@ -151,6 +148,10 @@ class Installation:
             raise DeployError(explain("The list of chunks", expected=needed, found=found, todo="Deploy again."))
         for name in needed:
             check_inside(self._folder, name)
+        (self._folder / SIGNATURE).unlink(missing_ok=True)
+        if self._offer.signature:
+            (self._folder / SIGNATURE).write_bytes(self._offer.signature)
+        (self._folder / OFFER).write_bytes(msgspec.msgpack.encode(self._offer))
         return manifest
 
     def _known(self) -> tuple[Known, dict[str, list[Path]]]:

@@ -15,7 +15,7 @@ LEAST = {
     ("power", "twice"): 300,
     ("power", "rollback"): 20,
     ("power", "start"): 20,
-    ("kill", "install"): 150,
+    ("kill", "install"): 500,
     ("kill", "rollback"): 50,
     ("kill", "start"): 50,
 }

@@ -309,7 +309,7 @@ store = Store(Path(sys.argv[1]) / "store")
 install(store, small_bundle(Path(sys.argv[2]) / "one", "1", chunks=1))
 before = tree(store.folder)
 try:
-    install(store, small_bundle(Path(sys.argv[2]) / "two", "2", chunks=4))
+    install(store, small_bundle(Path(sys.argv[2]) / "two", "2", chunks=16))
 except DeployError as error:
     print(error)
 assert tree(store.folder) == before
