@@ -168,7 +168,7 @@ def bundle(
     checkpoint: Annotated[Path, typer.Argument(help="The checkpoint that the graph was traced from.")],
     graph: Annotated[Path, typer.Option(help="Folder that `edge-export onnx` wrote.")],
     out: Annotated[Path, typer.Option(help="The bundle to write.")],
-    version: Annotated[str | None, typer.Option(help="What boards compare, as 1.4.0 (docs/deploy.md).")] = None,
+    version: Annotated[Optional[str], typer.Option(help="What boards compare, as 1.4.0 (docs/deploy.md).")] = None,
     acceptance: Annotated[
         bool, typer.Option(help="Run it on this machine's CPU and store its answers, for boards to check.")
     ] = False,
