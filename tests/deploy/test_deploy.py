@@ -91,7 +91,7 @@ def test_a_link_that_breaks_and_stalls_is_gone_on_with(
     assert runs(store) == "2"
     assert len([text for text in said if text.startswith("waiting")]) >= 4
     assert len(link.sent) >= 5
-    assert sum(link.sent) < 2 * two.total_bytes() + 1e5  # what had come was not sent again
+    assert sum(link.sent) < 1.3 * two.total_bytes() + 1e5  # what had come was not sent again
 
 
 def test_a_link_that_never_holds_is_given_up_and_the_next_deployment_goes_on(
