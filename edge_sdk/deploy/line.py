@@ -104,6 +104,7 @@ class Line:
 
         try:
             said = await asyncio.wait_for(self._process.stderr.read(), self._stall_s)
+            await asyncio.wait_for(self._process.wait_closed(), self._stall_s)  # until its exit status is known
         except (OSError, asyncssh.Error, asyncio.TimeoutError):
             said = b""
         if self._process.exit_status in (None, 0):
