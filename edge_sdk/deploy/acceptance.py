@@ -56,8 +56,8 @@ def error_of(found: np.ndarray, expected: np.ndarray) -> float:
 def add_acceptance(path: Path, *, tolerance: float = TOLERANCE, threads: int | None = None) -> Bundle:
     """Runs a bundle on this machine's CPU and puts what it answered into it, in the place of older vectors.
 
-    The manifest is replaced in one step, without the signature of the old one. Raises BundleError and BackendError, and
-    DeployError for a model that takes more than tokens.
+    The manifest is replaced in one step; signatures of the old one no longer fit. Raises BundleError and BackendError,
+    and DeployError for a model that takes more than tokens.
     """
     bundle = Bundle.open(path)
     config = bundle.manifest.model

@@ -43,6 +43,8 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Signatures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The content of signature.json."""
 
+    manifest: str = ""
+    """SHA-256 of the manifest that was signed, by which those of an older one are told."""
     signatures: tuple[Signature, ...] = ()
 
 
@@ -97,8 +99,9 @@ def sign(bundle: Path, key: Path) -> str:
     public = PublicKey(private.public_key().public_bytes_raw(), key.name)
     manifest = (bundle / MANIFEST).read_bytes()
     old = read_signatures((bundle / SIGNATURE).read_bytes()) if (bundle / SIGNATURE).exists() else Signatures()
-    kept = [one for one in old.signatures if one.key != public.key_id]
-    new = Signatures((*kept, Signature(public.key_id, private.sign(CONTEXT + manifest))))
+    signed = hashlib.sha256(manifest).hexdigest()
+    kept = [one for one in old.signatures if one.key != public.key_id and old.manifest == signed]
+    new = Signatures(signed, (*kept, Signature(public.key_id, private.sign(CONTEXT + manifest))))
     with new_file(bundle / SIGNATURE) as temporary:
         temporary.write_bytes(msgspec.json.encode(new) + b"\n")
     return public.key_id

@@ -17,7 +17,7 @@ from edge_sdk.bundle import MANIFEST, WEIGHTS
 from edge_sdk.deploy.chunks import CHUNK_BYTES, Offer, offer, read_chunk
 from edge_sdk.deploy.install import Installation
 from edge_sdk.deploy.record import BoardSettings, parse_version
-from edge_sdk.deploy.signing import SIGNATURE, make_keys, read_keys, sign
+from edge_sdk.deploy.signing import SIGNATURE, make_keys, read_keys, read_signatures, sign
 from edge_sdk.deploy.store import SETTINGS, TRUSTED_KEYS, Store
 from edge_sdk.errors import BundleError, BusyError, ConfigError, DeployError
 from places import ROOT
@@ -230,6 +230,16 @@ def test_a_board_that_asks_for_a_signature_takes_only_those_it_trusts(
     store.configure(None, new.line().encode())  # the old key is given up
     assert install(store, two)[0].signed_by == "new key"
     assert runs(store) == "2.0"
+
+
+def test_signatures_of_another_manifest_are_dropped(one: Bundle, two: Bundle, tmp_path: Path) -> None:
+    keys = [make_keys(tmp_path / name, name).key_id for name in ("old", "new")]
+    for name in ("old", "new", "old"):
+        sign(one.path, tmp_path / name)
+    assert {made.key for made in read_signatures((one.path / SIGNATURE).read_bytes()).signatures} == set(keys)
+    shutil.copy(one.path / SIGNATURE, two.path / SIGNATURE)
+    sign(two.path, tmp_path / "new")
+    assert [made.key for made in read_signatures((two.path / SIGNATURE).read_bytes()).signatures] == keys[1:]
 
 
 @pytest.mark.parametrize("content", [b"{}", b'{"signatures": [1]}', b"no", b'{"signatures":[{"key":"x"}]}'])
