@@ -46,10 +46,13 @@ native: .venvs/native
 .venvs/native: $(shell find plugins -name '*.cc' -o -name '*.h' -o -name CMakeLists.txt) | $(WORKSTATION)/ready
 	@echo "[setup] native kernels ..." && $(WORKSTATION)/bin/$(PIP) --no-deps -e . && touch $@
 
-# What tests need beyond Python: compilers, and an emulator for Arm. Without the latter some tests are skipped.
+# What tests need beyond Python: compilers, an emulator for Arm, and an SSH server (which Debian starts where systemd runs).
+# Without the last two some tests are skipped.
+debian: export PATH := $(PATH):/usr/sbin
 debian:
 	@missing=""; need() { command -v "$$1" > /dev/null || missing="$$missing $$2"; }; \
 	need c++ g++; need aarch64-linux-gnu-g++ g++-aarch64-linux-gnu; need qemu-aarch64-static qemu-user-static; \
+	need sshd openssh-server; \
 	$(PYTHON) -c 'import os, sysconfig; os.stat(sysconfig.get_paths()["include"] + "/Python.h")' 2> /dev/null \
 	  || missing="$$missing python3-dev"; \
 	if [ -z "$$missing" ]; then :; \

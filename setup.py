@@ -43,6 +43,9 @@ VISION = ["opencv-python-headless>=4.8"]
 
 SERVER = ["prometheus-client>=0.20", "starlette>=0.40", "uvicorn>=0.30"]
 
+# From the workstation to the boards, on both: docs/deploy.md.
+DEPLOY = ["asyncssh>=2.18,<3", "cryptography>=42", "pyyaml>=6.0", "rich>=13.7"]
+
 EXTRAS = {
     # One engine is enough on a robot.
     "cpu": ["onnxruntime>=1.23.2"],
@@ -97,6 +100,7 @@ EXTRAS = {
         f"{TENSORRT_RTX}; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "transformers>=5.20",
         *CONTROL,
+        *DEPLOY,
         *DYNAMIXEL,
         *FEETECH,
         *SERIAL,
@@ -105,6 +109,7 @@ EXTRAS = {
     ],
     "dev": ["mypy>=1.15", "pre-commit>=4.0", "ruff>=0.11"],
     "control": CONTROL,
+    "deploy": DEPLOY,
     "serial": SERIAL,
     "dynamixel": DYNAMIXEL,
     "feetech": FEETECH,

@@ -89,7 +89,7 @@ class Bundle:
         Raises BundleError when anything is missing, altered, truncated, outside the folder or unknown.
         """
         folder = Path(path)
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         for name, entry in manifest.files.items():
             _check_file(folder, name, entry, verify_hashes)
         graphs = extra_graphs(manifest.model)
@@ -107,7 +107,7 @@ class Bundle:
 
         Another one may have taken its place, as a whole, between two files.
         """
-        if _read_manifest(self.path) != self.manifest:
+        if read_manifest(self.path) != self.manifest:
             _refuse(
                 str(self.path), expected="the same bundle until it is loaded", found="another", todo="Load it again."
             )
@@ -127,7 +127,8 @@ class Bundle:
         return sum(entry.bytes for entry in self.manifest.files.values())
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """A bundle's manifest; its files are not looked at. Raises BundleError."""
     path = folder / MANIFEST
     try:
         text = path.read_bytes()
@@ -160,12 +161,18 @@ def _check_schema(folder: Path, model: ModelConfig) -> None:
         _refuse(str(path), expected=f"the schema that {MANIFEST} has", found="another")
 
 
-def _check_file(folder: Path, name: str, entry: FileEntry, verify_hash: bool) -> None:
+def check_inside(folder: Path, name: str) -> Path:
+    """The path of a file that a manifest names, which need not be there. Raises BundleError outside the folder."""
     pure = PurePosixPath(name)
     inside = not pure.is_absolute() and ".." not in pure.parts and "\\" not in name
     path = folder / name
     if not inside or not path.resolve().is_relative_to(folder.resolve()):
         _refuse(f"The path {name!r} in {MANIFEST}", expected="a path inside the bundle", found="one that leaves it")
+    return path
+
+
+def _check_file(folder: Path, name: str, entry: FileEntry, verify_hash: bool) -> None:
+    path = check_inside(folder, name)
     if not path.is_file():
         _refuse(str(path), expected="a file", found="none")
     size = path.stat().st_size

@@ -49,6 +49,10 @@ class LinkError(EdgeError):
     """There is no working line to a robot."""
 
 
+class DeployError(EdgeError):
+    """A board cannot be reached, or refuses what it is sent; what it runs is as it was."""
+
+
 class BackendError(EdgeError):
     """No engine can run the bundle on this machine, or the engine refused it."""
 

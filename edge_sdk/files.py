@@ -70,15 +70,20 @@ def new_directory(path: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for entry in [*temporary.rglob("*"), temporary]:
-            sync(entry)
-        if path.exists():
-            _exchange(temporary, path)
-        else:
-            os.rename(temporary, path)
-        sync(path.parent)
+        put_directory(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_directory(finished: Path, path: Path) -> None:
+    """Gives a directory of the same file system the name ``path``, fsynced; what was there gets its name."""
+    for entry in [*finished.rglob("*"), finished]:
+        sync(entry)
+    if path.exists():
+        _exchange(finished, path)
+    else:
+        os.rename(finished, path)
+    sync(path.parent)
 
 
 def partial_directory(path: Path) -> Path:

@@ -57,7 +57,8 @@ def test_importing_the_runtime_loads_nothing_heavy() -> None:
     code = (
         "import sys, edge_sdk, edge_sdk.language, edge_sdk.cli, edge_sdk.backends.ort\n"
         "server = ('starlette', 'uvicorn', 'prometheus_client', 'llguidance', 'cv2')\n"
-        "print(sorted({'torch', 'onnx', 'onnxruntime', 'rclpy', 'edge_export', *server} & set(sys.modules)))"
+        "deploy = ('asyncssh', 'cryptography', 'rich', 'yaml')\n"
+        "print(sorted({'torch', 'onnx', 'onnxruntime', 'rclpy', 'edge_export', *server, *deploy} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

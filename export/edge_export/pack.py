@@ -24,6 +24,8 @@ from edge_export.trace import graph_proto, save_graph, trace, trace_draft, trace
 from edge_export.weights import Layout, Leaf, Progress, lay_out, silent, stored_leaves, write_weights
 from edge_sdk.bundle import GRAPH, WEIGHTS, Bundle, required_files, write_bundle
 from edge_sdk.control.policy import POLICY_FILE
+from edge_sdk.deploy.acceptance import add_acceptance
+from edge_sdk.deploy.record import VERSION_KEY, parse_version
 from edge_sdk.errors import CheckpointError, ConfigError, explain
 from edge_sdk.files import resumable_directory
 from edge_sdk.model import CacheDType, ModelConfig, StateDType
@@ -169,18 +171,28 @@ def export_graph(
             traced.stored.policy.schema.write(new / POLICY_FILE)
 
 
-def make_bundle(checkpoint: Path, graph: Path, target: Path) -> Bundle:
+def make_bundle(
+    checkpoint: Path, graph: Path, target: Path, *, version: str | None = None, acceptance: bool = False
+) -> Bundle:
     """Packs a graph folder and its checkpoint's tokenizer into a bundle.
 
-    Raises CheckpointError when the graph was not made from this checkpoint or the tokenizer is missing, and OSError
-    before anything is written if the disk has no room.
+    ``version``: what boards compare, as ``1.4.0``. ``acceptance``: runs the bundle on this machine's CPU and stores
+    what it answers, which boards check before they switch to it (docs/deploy.md); that takes the model's memory.
+    Raises CheckpointError when the graph was not made from this checkpoint or the tokenizer is missing, ConfigError for
+    what is no version, and OSError before anything is written if the disk has no room.
     """
+    if version is not None:
+        parse_version(version)
     sources, notes = bundle_sources(checkpoint, graph)
     if notes.get(CHECKPOINT_KEY) != fingerprint(checkpoint):
         raise _another_graph(checkpoint, graph)
     require_room(target, sum(path.stat().st_size for path in sources.values()))
     model = msgspec.json.decode(notes.pop(MODEL_KEY), type=ModelConfig)
-    return write_bundle(target, sources, model=model, weights=notes.pop(WEIGHTS_KEY), provenance=notes)
+    weights = notes.pop(WEIGHTS_KEY)
+    if version is not None:
+        notes[VERSION_KEY] = version
+    bundle = write_bundle(target, sources, model=model, weights=weights, provenance=notes)
+    return add_acceptance(target) if acceptance else bundle
 
 
 def bundle_sources(checkpoint: Path, graph: Path) -> tuple[dict[str, Path], dict[str, str]]:

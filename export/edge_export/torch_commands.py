@@ -164,11 +164,15 @@ def bundle(
     checkpoint: Annotated[Path, typer.Argument(help="The checkpoint that the graph was traced from.")],
     graph: Annotated[Path, typer.Option(help="Folder that `edge-export onnx` wrote.")],
     out: Annotated[Path, typer.Option(help="The bundle to write.")],
+    version: Annotated[Optional[str], typer.Option(help="What boards compare, as 1.4.0 (docs/deploy.md).")] = None,
+    acceptance: Annotated[
+        bool, typer.Option(help="Run it on this machine's CPU and store its answers, for boards to check.")
+    ] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Pack a graph, its weights and its tokenizer into a bundle that a robot loads."""
     if dry_run:
         show_estimate(estimate_bundle(checkpoint, graph), out)
         return
-    made = make_bundle(checkpoint, graph, out)
+    made = make_bundle(checkpoint, graph, out, version=version, acceptance=acceptance)
     console.print(f"{out}: {made.manifest.weights}, {made.total_bytes():,} bytes in {len(made.manifest.files)} files")
