@@ -6,6 +6,7 @@ import functools
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,7 +25,7 @@ from edge_export.torch_policy import HybridPolicy
 from edge_plugins import native_library
 from edge_sdk import Bundle
 from edge_sdk.control.normalization import STATS, Mode, Normalization
-from edge_sdk.control.policy import PolicyConfig
+from edge_sdk.control.policy import ObservationSpec, PolicyConfig
 from edge_sdk.errors import BundleError, CheckpointError, ConfigError
 from edge_sdk.model import ModelConfig
 from edge_sdk.policy_spec import NO_TOKEN, DecoderSpec, EncoderSpec
@@ -39,7 +40,7 @@ PREFIX = [1, 2]
 TOLERANCE = 2e-5
 """Of actions, relative to the largest: sums of another order."""
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "regression": {"head": "regression", "observations": (VECTOR, RANGE)},
     "flow_matching": {"head": "flow_matching", "observations": (CAMERA, VECTOR), "instruction": True},
 }
@@ -50,7 +51,7 @@ class Traced:
 
     def __init__(self, name: str, folder: Path, storage: Storage) -> None:
         variant = dict(VARIANTS[name])
-        described = schema(str(variant.pop("head")), variant.pop("observations"))
+        described = schema(variant.pop("head"), variant.pop("observations"))
         self.model: HybridPolicy = make_policy(described, **variant)
         self.bundle = bundle_of(self.model, folder, storage)
         self.config = self.bundle.manifest.model
@@ -245,7 +246,7 @@ def test_normalisation_is_that_of_the_control_loop(
 
 
 @pytest.mark.parametrize("item", [CAMERA, msgspec.structs.replace(CAMERA, normalization=Normalization())])
-def test_pixels_are_divided_by_255_and_normalised(item: object) -> None:
+def test_pixels_are_divided_by_255_and_normalised(item: ObservationSpec) -> None:
     pixels = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)
     expected = item.normalization.scaling().normalize(pixels / np.float32(255))
     found = PixelNormalizer(item.normalization, 3)(torch.from_numpy(pixels)).numpy()
