@@ -5,10 +5,12 @@ Runs in the ROS environment; ``processes.Peer`` is its other end.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from edge_ros_bridge.client import LanguageClient
@@ -25,6 +27,20 @@ def do(client: LanguageClient, call: str, request: dict[str, Any]) -> Any:
         return client.change_state(request["transition"], timeout_s=request.get("timeout_s", 30))
     if call == "state":
         return client.state()
+    if call == "cancel":
+        return client.cancel()
+    if call == "set_parameter":
+        return client.set_parameter(request["name"], request["value"])
+    if call == "wait_diagnostics":
+        key, value = request["key"], request["value"]
+        client.wait(lambda: client.diagnostics.get(key) == value, f"{key} {value} in {client.diagnostics}", 10)
+        return client.diagnostics
+    if call == "ask_many":  # one after the other; how many answers came
+        for _ in range(request["count"]):
+            sent_s = client.send(request["prompt"])
+            client.wait(lambda: len(client.received("text", sent_s)) > 0, "text", 15)  # noqa: B023
+            client.events.clear()
+        return request["count"]
     if call == "send":
         return client.send(bytes.fromhex(request["hex"]) if "hex" in request else request["prompt"])
     if call == "wait":  # until a topic has brought some messages, or cmd_vel the final zero
@@ -41,17 +57,19 @@ def do(client: LanguageClient, call: str, request: dict[str, Any]) -> Any:
     return [dataclasses.asdict(event) for event in client.events if event.time_s >= since_s]
 
 
-def main() -> None:
-    """Answers requests until standard input ends."""
-    with LanguageClient() as client:
-        for line in sys.stdin:
-            request = json.loads(line)
-            try:
-                answer = {"result": do(client, request.pop("call"), request)}
-            except EdgeError as error:
-                answer = {"error": str(error)}
-            print(json.dumps(answer), flush=True)
+def answer_requests(do: Callable[[str, dict[str, Any]], Any]) -> None:
+    """Until standard input ends."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = {"result": do(request.pop("call"), request)}
+        except EdgeError as error:
+            answer = {"error": str(error)}
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--namespace", default="")
+    with LanguageClient(namespace=parser.parse_args().namespace) as client:
+        answer_requests(lambda call, request: do(client, call, request))
