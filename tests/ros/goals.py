@@ -1,0 +1,88 @@
+"""Asks a language node by goals and its session service, on standard input as peer.py is; and listens late.
+
+Runs in the ROS environment, where edge_sdk_msgs is; ``processes.Peer`` is its other end.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from action_msgs.msg import GoalStatus
+from edge_sdk_msgs.action import Generate
+from edge_sdk_msgs.msg import ChatMessage
+from edge_sdk_msgs.srv import ManageSession
+from rclpy.action import ActionClient
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from std_msgs.msg import String
+
+from edge_ros_bridge.client import NodeClient
+from peer import answer_requests
+
+STATUS = {
+    GoalStatus.STATUS_SUCCEEDED: "succeeded",
+    GoalStatus.STATUS_CANCELED: "canceled",
+    GoalStatus.STATUS_ABORTED: "aborted",
+}
+
+
+class Asker(NodeClient):
+    """One client of the action and the service."""
+
+    def __init__(self, namespace: str) -> None:
+        super().__init__("language", namespace=namespace)
+        self._serve(ManageSession, "session")
+        self._action = ActionClient(self._node, Generate, "language/generate")
+
+    def match(self) -> None:
+        """Until everything is known."""
+        self.wait_until_matched()
+        self.wait(self._action.server_is_ready, "the action", 10)
+
+    def generate(self, goals: list[dict[str, Any]], cancel_after: int | None = None) -> list[dict[str, Any]]:
+        """All goals at once; the first is cancelled after so many pieces."""
+        pieces: list[list[str]] = [[] for _ in goals]
+        sent = [
+            self._action.send_goal_async(_goal(**goal), lambda told, to=to: to.append(told.feedback.text))
+            for goal, to in zip(goals, pieces)
+        ]
+        self.wait(lambda: all(future.done() for future in sent), "the goals' acceptance", 15)
+        handles = [future.result() for future in sent]
+        results = [handle.get_result_async() for handle in handles]
+        if cancel_after is not None:
+            self.wait(lambda: len(pieces[0]) >= cancel_after, "pieces", 15)
+            handles[0].cancel_goal_async()
+        self.wait(lambda: all(future.done() for future in results), "the results", 15)
+        return [_plain(future.result(), told) for future, told in zip(results, pieces)]
+
+    def manage(self, operation: str | int, **fields: str) -> str:
+        """The session service; why it failed, or nothing."""
+        number = getattr(ManageSession.Request, operation) if isinstance(operation, str) else operation
+        response = self.call("session", ManageSession.Request(operation=number, **fields), 15)
+        return "" if response.success else str(response.message)
+
+    def latched_text(self) -> str:
+        """The last text that was sent before this was asked; there is one at most."""
+        qos = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self.listen(String, "language/text", "text", qos)
+        self.wait(lambda: bool(self.received("text")), "a text", 10)
+        (event,) = self.received("text")
+        return str(event.data)
+
+
+def _goal(prompt: str, **fields: Any) -> Any:
+    messages = [ChatMessage(role="user", content=prompt)]
+    return Generate.Goal(messages=messages, **fields)
+
+
+def _plain(answer: Any, pieces: list[str]) -> dict[str, Any]:
+    result = answer.result
+    fields = {name: getattr(result, name) for name in result.get_fields_and_field_types()}
+    return fields | {"status": STATUS[answer.status], "pieces": pieces}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--namespace", default="")
+    with Asker(parser.parse_args().namespace) as client:
+        answer_requests(lambda call, request: getattr(client, call)(**request))
