@@ -67,14 +67,15 @@ $(ROBOT)/ready: setup.py
 	@$(build)
 
 $(ROS)/ready: FIRST = --require-hashes -r ros_bridge/requirements-jazzy.txt
-$(ROS)/ready: INSTALL = -e '.[cpu]' -e ros_bridge
-$(ROS)/ready: setup.py ros_bridge/setup.py ros_bridge/requirements-jazzy.txt
+$(ROS)/ready: INSTALL = -e '.[cpu]' -e ros_bridge cmake ninja
+$(ROS)/ready: THEN = sh ros_msgs/install.sh $(@D)
+$(ROS)/ready: setup.py ros_bridge/setup.py ros_bridge/requirements-jazzy.txt $(shell find ros_msgs -type f)
 	@$(build)
 
 # A fresh environment, and how long it took.
 define build
 echo "[setup] $(@D) ..." && started=$$(date +%s) && rm -rf $(@D) && $(PYTHON) -m venv $(@D) \
-  $(if $(FIRST),&& $(@D)/bin/$(PIP) $(FIRST)) && $(@D)/bin/$(PIP) $(INSTALL) \
+  $(if $(FIRST),&& $(@D)/bin/$(PIP) $(FIRST)) && $(@D)/bin/$(PIP) $(INSTALL) $(if $(THEN),&& $(THEN)) \
   && touch $@ .venvs/native && echo "[setup] $(@D) ready after $$(($$(date +%s) - started)) s"
 endef
 

@@ -115,6 +115,7 @@ def test_live_parameters_count_from_the_next_prompt_and_others_are_refused(talke
     peer, _, _ = talker
     assert peer.call("set_parameter", name="max_new_tokens", value=2) == ""
     since_s = peer.call("send", prompt=LONG)
+    peer.events("wait", topic="text", since_s=since_s)
     found = peer.events("wait", topic="error", since_s=since_s)
     assert [len(text.split()) for text in found["text"]] == [2]
     assert peer.call("set_parameter", name="max_new_tokens", value=128) == ""
