@@ -52,9 +52,7 @@ class Settings:
 
     def options(self) -> Options:
         """Of an answer. Raises ConfigError."""
-        return Options(
-            max_new_tokens=self.max_new_tokens, deadline_ms=self.deadline_ms, temperature=self.temperature
-        )
+        return Options(max_new_tokens=self.max_new_tokens, deadline_ms=self.deadline_ms, temperature=self.temperature)
 
 
 class Answerer:

@@ -65,14 +65,14 @@ class NodeClient:
         self._alive, self._name = alive, node_name
         self._context = Context()
         self._context.init()
-        self._node = rclpy.create_node(f"{node_name}_client", context=self._context, namespace=namespace)
+        self.node = rclpy.create_node(f"{node_name}_client", context=self._context, namespace=namespace)
         self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
+        self._executor.add_node(self.node)
         self._services: dict[str, Any] = {}
         self._subscriptions: list[Any] = []
         for kind, name in ((ChangeState, "change_state"), (GetState, "get_state"), (SetParameters, "set_parameters")):
-            self._serve(kind, name)
-        self._node.create_subscription(DiagnosticArray, "/diagnostics", self._diagnose, 10)
+            self.serve(kind, name)
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._diagnose, 10)
         self.listen(String, f"{node_name}/error", "error", 10)
 
     def __enter__(self: Client) -> Client:
@@ -82,12 +82,12 @@ class NodeClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._executor.shutdown()
-        self._node.destroy_node()
+        self.node.destroy_node()
         self._context.shutdown()
 
     def listen(self, kind: Any, name: str, topic: str, qos: QoSProfile | int) -> None:
         """Records a topic's messages as events of ``topic``."""
-        self._subscriptions.append(self._node.create_subscription(kind, name, self._record(topic), qos))
+        self._subscriptions.append(self.node.create_subscription(kind, name, self._record(topic), qos))
 
     def wait_until_matched(self, timeout_s: float = 10.0) -> None:
         """Until both sides know each other's topics and services, so that no message is lost."""
@@ -139,8 +139,9 @@ class NodeClient:
         self.wait(future.done, f"the answer of {service}", timeout_s)
         return future.result()
 
-    def _serve(self, kind: Any, name: str) -> None:
-        self._services[name] = self._node.create_client(kind, f"{self._name}/{name}")
+    def serve(self, kind: Any, name: str) -> None:
+        """Makes one of the node's services one that can be called."""
+        self._services[name] = self.node.create_client(kind, f"{self._name}/{name}")
 
     def _is_matched(self) -> bool:
         return all(service.service_is_ready() for service in self._services.values()) and all(
@@ -155,7 +156,7 @@ class NodeClient:
         return receive
 
     def _diagnose(self, array: DiagnosticArray) -> None:
-        own = f"{self._node.get_namespace().rstrip('/')}/{self._name}"
+        own = f"{self.node.get_namespace().rstrip('/')}/{self._name}"
         for status in array.status:
             if status.hardware_id == own:
                 values = {pair.key: pair.value for pair in status.values}
@@ -169,11 +170,11 @@ class LanguageClient(NodeClient):
         self, node_name: str = "language", alive: Callable[[], None] = lambda: None, namespace: str = ""
     ) -> None:
         super().__init__(node_name, alive, namespace)
-        self._serve(Trigger, "cancel")
+        self.serve(Trigger, "cancel")
         self.listen(String, f"{node_name}/tokens", "tokens", 100)
         self.listen(String, f"{node_name}/text", "text", 10)
         self.listen(Twist, "cmd_vel", "cmd_vel", 100)
-        self._prompt = self._node.create_publisher(String, f"{node_name}/prompt", 10)
+        self._prompt = self.node.create_publisher(String, f"{node_name}/prompt", 10)
 
     def send(self, prompt: str | bytes) -> float:
         """Sends a prompt, as bytes without looking at them; returns the time on time.monotonic's clock."""

@@ -138,9 +138,7 @@ class Command:
 COMMANDS: Mapping[str, Command] = {
     "twist": Command("geometry_msgs/Twist", "cmd_vel", _twist_layout, twist),
     "twist_stamped": Command("geometry_msgs/TwistStamped", "cmd_vel", _twist_layout, twist_stamped),
-    "joint_trajectory": Command(
-        "trajectory_msgs/JointTrajectory", "joint_trajectory", _joint_layout, joint_trajectory
-    ),
+    "joint_trajectory": Command("trajectory_msgs/JointTrajectory", "joint_trajectory", _joint_layout, joint_trajectory),
     "float64_multi_array": Command("std_msgs/Float64MultiArray", "commands", _any_layout, float_array),
 }
 

@@ -131,7 +131,9 @@ CONTROL = Interface(
         BUNDLE_AUTOSTART,
     ),
     topics=(
-        Topic("~/estop", "std_msgs/Bool", "in", "true stops the robot and latches; false releases nothing", Qos(depth=1)),
+        Topic(
+            "~/estop", "std_msgs/Bool", "in", "true stops the robot and latches; false releases nothing", Qos(depth=1)
+        ),
         Topic(
             "~/estopped",
             "std_msgs/Bool",

@@ -197,7 +197,9 @@ class BridgeNode(LifecycleNode):
     def _check_parameters(self, parameters: list[SetParameter]) -> SetParametersResult:
         own = {parameter.name for parameter in self._interface.parameters}
         for parameter in parameters:
-            fixed = parameter.name not in self._live and (parameter.name in own or parameter.name.startswith("sources."))
+            fixed = parameter.name not in self._live and (
+                parameter.name in own or parameter.name.startswith("sources.")
+            )
             if fixed and self.state in ("inactive", "active"):
                 reason = f"{parameter.name} is read when the node is configured: clean it up first"
                 return SetParametersResult(successful=False, reason=reason)

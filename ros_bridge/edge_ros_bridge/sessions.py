@@ -112,7 +112,9 @@ class Sessions:
             kept = self._kept.get(name)
         if kept is None:
             known = ", ".join(sorted(self._kept)) or "none"
-            raise SessionError(explain(f"The session {name!r}", expected="one that exists", found=known, todo="Make it."))
+            raise SessionError(
+                explain(f"The session {name!r}", expected="one that exists", found=known, todo="Make it.")
+            )
         with self._exclusive(name, kept):
             yield kept
 

@@ -61,9 +61,7 @@ def parameters(of: Iterable[Parameter]) -> str:
 
 def node(interface: Interface) -> str:
     """The tables of one node."""
-    topics = (
-        (_code(each.name), each.type, each.direction, str(each.qos), each.what) for each in interface.topics
-    )
+    topics = ((_code(each.name), each.type, each.direction, str(each.qos), each.what) for each in interface.topics)
     services = ((_code(each.name), each.type, each.what) for each in interface.services)
     return "\n\n".join(
         (

@@ -1,10 +1,11 @@
 """Starts the control node: ``ros2 launch edge_ros_bridge control.launch.py policy:=/path/to/bundle``."""
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
+
+from launch import LaunchDescription
 
 SHARE = get_package_share_directory("edge_ros_bridge")
 

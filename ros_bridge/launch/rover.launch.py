@@ -1,9 +1,10 @@
 """The rover of the demo: answers become motion. ``ros2 launch edge_ros_bridge rover.launch.py bundle:=...``."""
 
-from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
+
+from launch import LaunchDescription
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -31,8 +31,8 @@ class Asker(NodeClient):
 
     def __init__(self, namespace: str) -> None:
         super().__init__("language", namespace=namespace)
-        self._serve(ManageSession, "session")
-        self._action = ActionClient(self._node, Generate, "language/generate")
+        self.serve(ManageSession, "session")
+        self._action = ActionClient(self.node, Generate, "language/generate")
 
     def match(self) -> None:
         """Until everything is known."""

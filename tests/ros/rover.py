@@ -13,8 +13,10 @@ from typing import Any
 
 from geometry_msgs.msg import Twist, TwistStamped
 from nav_msgs.msg import Odometry
-from rclpy.clock import Clock, ClockType
+from rclpy.clock import Clock as RclpyClock
+from rclpy.clock import ClockType
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool
 
@@ -33,23 +35,27 @@ class Rover(NodeClient):
         super().__init__("control", namespace=namespace)
         self.pose, self.sensing, self.velocity = Pose(x_m=1.0, y_m=0.5, heading_rad=2.0), True, Velocity()
         self.lag_s = 0.0
-        self._serve(SetBool, "estop")
+        self.time_ns: int | None = None
+        """Of the simulation; None is the machine's."""
+        self.pace = 1.0
+        self.serve(SetBool, "estop")
         self.listen(Bool, "control/estopped", "estopped", LATCHED)
-        self._odometry = self._node.create_publisher(Odometry, "odom", 10)
-        self._button = self._node.create_publisher(Bool, "control/estop", 1)
+        self._odometry = self.node.create_publisher(Odometry, "odom", 10)
+        self._button = self.node.create_publisher(Bool, "control/estop", 1)
+        self._clock = self.node.create_publisher(Clock, "/clock", 10)
         self._commands: list[Any] = []
         self.drive()
-        self._node.create_timer(1 / RATE_HZ, self._step, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self.node.create_timer(1 / RATE_HZ, self._step, clock=RclpyClock(clock_type=ClockType.STEADY_TIME))
 
     def drive(self) -> None:
         """Subscribes to the commands."""
         for kind, name in ((Twist, "cmd_vel"), (TwistStamped, "cmd_vel_stamped")):
-            self._commands.append(self._node.create_subscription(kind, name, self._obey, 10))
+            self._commands.append(self.node.create_subscription(kind, name, self._obey, 10))
 
     def let_go(self) -> None:
         """Ends the subscriptions."""
         while self._commands:
-            self._node.destroy_subscription(self._commands.pop())
+            self.node.destroy_subscription(self._commands.pop())
 
     def estop(self, data: bool) -> list[Any]:
         """Asks the service."""
@@ -63,15 +69,24 @@ class Rover(NodeClient):
     def best_effort_button(self) -> None:
         """A publisher whose QoS does not fit what the node asks for."""
         qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-        self._button = self._node.create_publisher(Bool, "control/estop", qos)
+        self._button = self.node.create_publisher(Bool, "control/estop", qos)
 
     def _obey(self, message: Twist | TwistStamped) -> None:
         twist = message.twist if isinstance(message, TwistStamped) else message
         self.velocity = Velocity(linear_x=twist.linear.x, angular_z=twist.angular.z)
         self.events.append(Event(time.monotonic(), "cmd_vel", self.velocity))
 
+    def simulate(self, pace: float) -> None:
+        """Makes the time of a simulation, so many times as fast as the machine's; 0 lets it stand still."""
+        self.pace, self.time_ns = pace, self.time_ns or 10**12
+
     def _step(self) -> None:
-        moved = integrate([self.velocity], RATE_HZ).end
+        if self.time_ns is not None:
+            self.time_ns += round(self.pace * 1e9 / RATE_HZ)
+            clock = Clock()
+            clock.clock.sec, clock.clock.nanosec = divmod(self.time_ns, 10**9)
+            self._clock.publish(clock)
+        moved = integrate([self.velocity], RATE_HZ / self.pace).end if self.pace else Pose()
         cos, sin = math.cos(self.pose.heading_rad), math.sin(self.pose.heading_rad)
         self.pose = Pose(
             self.pose.x_m + moved.x_m * cos - moved.y_m * sin,
@@ -83,7 +98,8 @@ class Rover(NodeClient):
 
     def _measured(self) -> Odometry:
         message = Odometry()
-        stamp_ns = self._node.get_clock().now().nanoseconds - round(self.lag_s * 1e9)
+        now_ns = self.node.get_clock().now().nanoseconds if self.time_ns is None else self.time_ns
+        stamp_ns = now_ns - round(self.lag_s * 1e9)
         message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp_ns, 10**9)
         message.header.frame_id, message.child_frame_id = "odom", "base_link"
         message.pose.pose.position.x, message.pose.pose.position.y = self.pose.x_m, self.pose.y_m
@@ -96,7 +112,7 @@ def do(rover: Rover, call: str, request: dict[str, Any]) -> Any:
     """One request; the answer is something that JSON can hold."""
     if call == "match":
         return rover.wait_until_matched()
-    if call in ("change_state", "set_parameter", "estop", "press"):
+    if call in ("change_state", "set_parameter", "estop", "press", "simulate"):
         return getattr(rover, call)(*request.values())
     if call in ("state", "let_go", "drive", "best_effort_button"):
         return getattr(rover, call)()

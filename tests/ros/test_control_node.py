@@ -121,3 +121,44 @@ def test_a_signal_stops_the_robot(driven: tuple[Peer, Any]) -> None:
     code, output = end(node, signal.SIGINT)
     assert code == 0, output
     assert commands(rover.call("listen", seconds=0.2))[-1] == STOPPED
+
+
+def test_the_loop_runs_by_a_simulations_time_and_ends_while_it_stands_still(ros: Ros) -> None:
+    with ros.node("control_node", use_sim_time=True, **POLICY, **FIELDS) as node, ros.peer(ROVER) as rover:
+        rover.call("simulate", pace=0.5)
+        start(rover)
+        events = rover.call("wait", topic="cmd_vel", count=26)
+        times_s = [event["time_s"] for event in events if event["topic"] == "cmd_vel"][:26]
+        assert (times_s[25] - times_s[0]) / 25 == pytest.approx(2 / 25, rel=0.25)  # 25 Hz, at half the pace
+        rover.call("simulate", pace=0.0)
+        since_s = rover.call("listen", seconds=0.3)[-1]["time_s"] + 1e-6
+        assert commands(rover.call("listen", seconds=0.3, since_s=since_s)) == []
+        assert rover.call("change_state", transition="deactivate")
+        assert commands(rover.call("listen", seconds=0.2))[-1] == STOPPED
+        assert end(node)[0] == 0
+
+
+def test_a_stamped_twist_and_a_remapped_topic(ros: Ros) -> None:
+    settings = {"command": "twist_stamped", "command_topic": "cmd_vel_stamped"}
+    with ros.node("control_node", "/robot", **settings, **POLICY, **FIELDS) as node, ros.peer(ROVER, "/robot") as rover:
+        start(rover)
+        assert len(commands(rover.call("wait", topic="cmd_vel", count=3))) >= 3
+        assert end(node)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "expected a bundle or a function, found neither"),
+        (POLICY, "expected 3 fields, found 5 fields"),
+        (POLICY | FIELDS | {"command": "pose"}, "The command: expected one of twist"),
+    ],
+)
+def test_a_node_that_cannot_drive_fails_to_configure_and_says_why(
+    ros: Ros, settings: dict[str, Any], message: str
+) -> None:
+    with ros.node("control_node", autostart=True, **settings) as node:
+        code, output = end(node, None)
+    assert code == 1
+    assert message in output
+    assert "Traceback" not in output

@@ -17,7 +17,7 @@ from edge_ros_bridge.commands import COMMANDS, layout_of, resting
 from edge_ros_bridge.matching import KEPT, StampMatcher
 from edge_ros_bridge.policies import find_policy
 from edge_ros_bridge.ros_robot import ClosedError, RosRobot
-from edge_ros_bridge.sensors import CHANNELS, Source, SensorError, fitted, joint_vector, picture_of, yaw_of
+from edge_ros_bridge.sensors import CHANNELS, SensorError, Source, fitted, joint_vector, picture_of, yaw_of
 from edge_ros_bridge.stopping import Latch
 from edge_sdk.control.policy import ActionDim, ActionSpec, ObservationSpec
 from edge_sdk.control.robot import TIME_KEY
@@ -35,7 +35,9 @@ def brute_force(kept: dict[str, set[int]], tolerance: int) -> tuple[int, ...] | 
 
 
 @given(messages, st.integers(0, 20))
-def test_the_newest_match_is_the_one_that_trying_everything_finds(arrived: list[tuple[str, int]], tolerance: int) -> None:
+def test_the_newest_match_is_the_one_that_trying_everything_finds(
+    arrived: list[tuple[str, int]], tolerance: int
+) -> None:
     matcher, kept = StampMatcher(NAMES, tolerance), {name: set[int]() for name in NAMES}
     for name, stamp in arrived:
         matcher.add(name, stamp, (name, stamp))
@@ -80,7 +82,12 @@ def image(encoding: str, pixels: np.ndarray, padding: int = 0) -> Any:
     )
 
 
-@given(st.sampled_from(["rgb8", "bgr8", "rgba8", "bgra8", "mono8"]), st.integers(1, 6), st.integers(1, 6), st.integers(0, 5))
+@given(
+    st.sampled_from(["rgb8", "bgr8", "rgba8", "bgra8", "mono8"]),
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.integers(0, 5),
+)
 def test_pictures_are_read_whatever_their_order_of_channels_and_padding(
     encoding: str, height: int, width: int, padding: int
 ) -> None:
@@ -237,7 +244,8 @@ def test_messages_from_the_future_are_dropped_and_those_without_a_stamp_are_of_n
 
 
 @pytest.mark.parametrize(
-    ("stamp_ns", "listening", "waiting"), [(800, True, "not too old"), (990, False, "a subscriber"), (None, True, "close")]
+    ("stamp_ns", "listening", "waiting"),
+    [(800, True, "not too old"), (990, False, "a subscriber"), (None, True, "close")],
 )
 def test_an_observation_is_waited_for_until_the_robot_is_closed(
     stamp_ns: int | None, listening: bool, waiting: str

@@ -48,9 +48,7 @@ def test_a_goal_is_answered_piece_by_piece(talker: tuple[Peer, Peer, Path], mode
     assert result["time_to_first_token_ms"] > 0
 
 
-def test_several_clients_get_their_own_answers(
-    talker: tuple[Peer, Peer, Path], model: edge_sdk.LanguageModel
-) -> None:
+def test_several_clients_get_their_own_answers(talker: tuple[Peer, Peer, Path], model: edge_sdk.LanguageModel) -> None:
     peer, goals, _ = talker
     prompts = ["walk twice", "jump around left", "run opposite right", "look thrice", LONG]
     since_s = peer.call("send", prompt="jump")
@@ -59,9 +57,7 @@ def test_several_clients_get_their_own_answers(
     assert peer.events("wait", topic="text", since_s=since_s)["text"] == [model.generate("jump").text]
 
 
-def test_a_goal_is_cancelled_between_two_tokens(
-    talker: tuple[Peer, Peer, Path], model: edge_sdk.LanguageModel
-) -> None:
+def test_a_goal_is_cancelled_between_two_tokens(talker: tuple[Peer, Peer, Path], model: edge_sdk.LanguageModel) -> None:
     (result,) = talker[1].call("generate", goals=[{"prompt": LONG}], cancel_after=3)
     assert result["status"] == "canceled"
     assert result["finish_reason"] == "cancelled"

@@ -46,7 +46,7 @@ def test_the_package_depends_on_every_message_package_that_the_nodes_use() -> No
 @pytest.mark.parametrize("interface", [LANGUAGE, CONTROL], ids=["language", "control"])
 def test_the_yaml_files_name_parameters_that_exist(interface) -> None:
     content = yaml.safe_load((BRIDGE / "config" / f"{interface.node}.yaml").read_text())
-    (name, section), = content.items()
+    ((name, section),) = content.items()
     assert name == f"/**/{interface.node}"
     known = {parameter.name for parameter in interface.parameters} | {"use_sim_time"}
     assert {key for key in section["ros__parameters"] if key not in ("sources", "qos_overrides")} <= known
