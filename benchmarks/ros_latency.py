@@ -132,7 +132,7 @@ def prompts(bundle: Path, rounds: int) -> dict[str, Any]:
     settings = ("-p", f"bundle:={bundle}", "-p", "drive:=false", "-p", "autostart:=true")
     with process("-m", "edge_ros_bridge.language_node", "--ros-args", *settings) as node, LanguageClient() as client:
         client.wait_until_matched(60)
-        client.wait(lambda: client.diagnostics.get("state") == "active", "activation", 120)
+        client.wait_diagnostics("state", "active", 120)
         used_s, began_s = cpu_s(node.pid), time.monotonic()
         for _ in range(rounds):
             client.events.clear()
@@ -159,9 +159,9 @@ def commands(rounds: int) -> dict[str, Any]:
     settings = ("policy_entry:=counting_policy:make", "sources.odometry.type:=odometry", "autostart:=true")
     arguments = [item for each in settings for item in ("-p", each)]
     fields = ("-p", "sources.odometry.fields:=[pose.pose.position.x]")
-    with process("-m", "edge_ros_bridge.control_node", "--ros-args", *arguments, *fields) as node:
-        with NodeClient("control") as client:
-            return _commands(client, node.pid, min(rounds, 500))
+    program = ("-m", "edge_ros_bridge.control_node", "--ros-args", *arguments, *fields)
+    with process(*program) as node, NodeClient("control") as client:
+        return _commands(client, node.pid, min(rounds, 500))
 
 
 def _commands(client: NodeClient, pid: int, rounds: int) -> dict[str, Any]:

@@ -125,6 +125,12 @@ class NodeClient:
                 )
             self._executor.spin_once(timeout_sec=0.05)
 
+    def wait_diagnostics(self, key: str, value: str, timeout_s: float = 10.0) -> dict[str, str]:
+        """The diagnostics' values, once one of them is so. Raises NoAnswerError when that takes too long."""
+        what = f"{key} {value} in the diagnostics"
+        self.wait(lambda: self.diagnostics.get(key) == value, what, timeout_s)
+        return self.diagnostics
+
     def received(self, topic: str, since_s: float = 0.0) -> list[Event]:
         """The messages of a topic that arrived after a time on time.monotonic's clock."""
         return [event for event in self.events if event.topic == topic and event.time_s >= since_s]

@@ -173,7 +173,7 @@ class ControlNode(BridgeNode):
         return round(1e9 / (self.value("rate_hz") or policy.config.action.rate_hz))
 
     def _nanoseconds(self, parameter: str) -> int:
-        return round(self.value(parameter) * 1e6)
+        return round(float(self.value(parameter)) * 1e6)
 
     def _receive(self, name: str, message: Any) -> None:
         robot = self._robot

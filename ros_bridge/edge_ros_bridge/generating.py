@@ -11,6 +11,7 @@ from typing import Any
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
 
 from edge_ros_bridge.answering import Settings
 from edge_ros_bridge.counting import Answers
@@ -21,6 +22,11 @@ from edge_sdk.errors import EdgeError, PromptError, explain
 from edge_sdk.grammar import Grammar
 from edge_sdk.language import LanguageModel
 from edge_sdk.options import Options
+from edge_sdk.text import Message
+
+
+FEEDBACK_DEPTH = 100
+"""Pieces that are kept for a client that is slower than the model; its subscription must keep as many."""
 
 
 def options_of(goal: Any, settings: Settings) -> Options:
@@ -71,6 +77,7 @@ class Generating:
             callback_group=group,
             goal_callback=self._accept,
             cancel_callback=self._cancel,
+            feedback_pub_qos_profile=QoSProfile(depth=FEEDBACK_DEPTH),
         )
         self._service = node.create_service(ManageSession, "~/session", self._manage, callback_group=group)
 
@@ -143,7 +150,7 @@ class Generating:
 
     def _answer(self, handle: Any, key: bytes, sessions: Sessions) -> Completion:
         goal = handle.request
-        messages = [{"role": message.role, "content": message.content} for message in goal.messages]
+        messages: list[Message] = [{"role": message.role, "content": message.content} for message in goal.messages]
         options = options_of(goal, self._settings())
         with sessions.use(goal.session, goal.priority) as session:
             stream = session.stream(messages, options)

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-Generate: Any
-ManageSession: Any
-
 try:
     from edge_sdk_msgs.action import Generate
     from edge_sdk_msgs.srv import ManageSession

@@ -1,7 +1,4 @@
-"""What the bridge's nodes have in common: parameters and topics from their interface, errors, diagnostics, the process.
-
-``main`` of this module runs a node until SIGINT or SIGTERM.
-"""
+"""What the bridge's nodes have in common: parameters, topics, errors, diagnostics, and the process around them."""
 
 # mypy: allow-subclassing-any
 # where rclpy is not installed its classes are Any
@@ -253,7 +250,7 @@ class Interrupt:
 
 
 def run(kinds: Sequence[Callable[[], BridgeNode]], args: list[str] | None = None) -> int:
-    """Runs nodes in this process until SIGINT or SIGTERM. Exit code 1 where one's autostart was asked for and failed."""
+    """Runs nodes in this process until SIGINT or SIGTERM. Exit code 1 where an autostart failed."""
     # rclpy's own handlers close the connection at once, and the zero could not be sent any more
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     interrupt, nodes = Interrupt(), list[BridgeNode]()

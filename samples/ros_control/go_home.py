@@ -2,9 +2,8 @@
 
     python -m edge_ros_bridge.control_node --ros-args -p policy_entry:=go_home:make -p autostart:=true
 
-with this folder on PYTHONPATH. It has no state and no bundle: linear feedback in polar coordinates, which plans a chunk
-with the model of a unicycle (Aicardi et al. 1995, "Closed loop steering of unicycle like vehicles", section 2, without the
-orientation at the goal).
+with this folder on PYTHONPATH. It has no state and no bundle: a speed that falls with the distance, a turn in
+proportion to the bearing, and the model of a unicycle to plan a chunk with.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import String
 
 from edge_ros_bridge.client import NodeClient
+from edge_ros_bridge.generating import FEEDBACK_DEPTH
 from peer import answer_requests
 
 STATUS = {
@@ -32,7 +33,8 @@ class Asker(NodeClient):
     def __init__(self, namespace: str) -> None:
         super().__init__("language", namespace=namespace)
         self.serve(ManageSession, "session")
-        self._action = ActionClient(self.node, Generate, "language/generate")
+        qos = QoSProfile(depth=FEEDBACK_DEPTH)
+        self._action = ActionClient(self.node, Generate, "language/generate", feedback_sub_qos_profile=qos)
 
     def match(self) -> None:
         """Until everything is known."""

@@ -17,29 +17,20 @@ from edge_ros_bridge.client import LanguageClient
 from edge_ros_bridge.motion import STOP
 from edge_sdk.errors import EdgeError
 
+METHODS = {name: name for name in ("change_state", "state", "cancel", "set_parameter", "wait_diagnostics")}
+METHODS |= {"match": "wait_until_matched"}
+
 
 def do(client: LanguageClient, call: str, request: dict[str, Any]) -> Any:
     """One request; the answer is something that JSON can hold."""
     since_s = request.get("since_s", 0.0)
-    if call == "match":
-        return client.wait_until_matched()
-    if call == "change_state":
-        return client.change_state(request["transition"], timeout_s=request.get("timeout_s", 30))
-    if call == "state":
-        return client.state()
-    if call == "cancel":
-        return client.cancel()
-    if call == "set_parameter":
-        return client.set_parameter(request["name"], request["value"])
-    if call == "wait_diagnostics":
-        key, value = request["key"], request["value"]
-        client.wait(lambda: client.diagnostics.get(key) == value, f"{key} {value} in {client.diagnostics}", 10)
-        return client.diagnostics
+    if call in METHODS:
+        return getattr(client, METHODS[call])(**request)
     if call == "ask_many":  # one after the other; how many answers came
         for _ in range(request["count"]):
-            sent_s = client.send(request["prompt"])
-            client.wait(lambda: len(client.received("text", sent_s)) > 0, "text", 15)  # noqa: B023
             client.events.clear()
+            client.send(request["prompt"])
+            client.wait(lambda: len(client.received("text")) > 0, "text", 15)
         return request["count"]
     if call == "send":
         return client.send(bytes.fromhex(request["hex"]) if "hex" in request else request["prompt"])

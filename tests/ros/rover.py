@@ -1,4 +1,4 @@
-"""A simulated robot with two wheels as a real process: odometry out, commands in, asked on standard input as peer.py is.
+"""A simulated robot with two wheels as a real process: odometry out, commands in; asked as peer.py is.
 
 Runs in the ROS environment; ``processes.Peer`` is its other end.
 """
@@ -71,6 +71,10 @@ class Rover(NodeClient):
         qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         self._button = self.node.create_publisher(Bool, "control/estop", qos)
 
+    def sense(self, on: bool, lag_s: float = 0.0) -> None:
+        """Whether there is odometry, and how old it is when it is sent."""
+        self.sensing, self.lag_s = on, lag_s
+
     def _obey(self, message: Twist | TwistStamped) -> None:
         twist = message.twist if isinstance(message, TwistStamped) else message
         self.velocity = Velocity(linear_x=twist.linear.x, angular_z=twist.angular.z)
@@ -108,21 +112,15 @@ class Rover(NodeClient):
         return message
 
 
+METHODS = {name: name for name in ("change_state", "set_parameter", "estop", "press", "simulate", "sense", "state")}
+METHODS |= {name: name for name in ("let_go", "drive", "best_effort_button", "wait_diagnostics")}
+METHODS |= {"match": "wait_until_matched"}
+
+
 def do(rover: Rover, call: str, request: dict[str, Any]) -> Any:
     """One request; the answer is something that JSON can hold."""
-    if call == "match":
-        return rover.wait_until_matched()
-    if call in ("change_state", "set_parameter", "estop", "press", "simulate"):
-        return getattr(rover, call)(*request.values())
-    if call in ("state", "let_go", "drive", "best_effort_button"):
-        return getattr(rover, call)()
-    if call == "sensing":
-        rover.sensing, rover.lag_s = request["on"], request.get("lag_s", 0.0)
-        return None
-    if call == "wait_diagnostics":
-        key, value = request["key"], request["value"]
-        rover.wait(lambda: rover.diagnostics.get(key) == value, f"{key} {value} in {rover.diagnostics}", 10)
-        return rover.diagnostics
+    if call in METHODS:
+        return getattr(rover, METHODS[call])(**request)
     if call == "wait_state":
         states: list[str] = []
         while states[-1:] != [request["state"]] and len(states) < 100:

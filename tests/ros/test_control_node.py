@@ -92,7 +92,7 @@ def test_what_is_lost_ends_in_a_stop_and_an_inactive_node(driven: tuple[Peer, An
     if lost == "subscriber":
         rover.call("let_go")
     else:
-        rover.call("sensing", on=lost == "stale", lag_s=1.0)
+        rover.call("sense", on=lost == "stale", lag_s=1.0)
     assert rover.call("wait_state", state="inactive") == "inactive"
     events = rover.call("listen", seconds=0.2, since_s=since_s)
     waited = {"sensor": "not too old", "stale": "not too old", "subscriber": "a subscriber of the commands"}[lost]
@@ -100,7 +100,7 @@ def test_what_is_lost_ends_in_a_stop_and_an_inactive_node(driven: tuple[Peer, An
     if lost != "subscriber":
         assert commands(events)[-1] == STOPPED
     rover.call("drive")
-    rover.call("sensing", on=True)
+    rover.call("sense", on=True)
     assert rover.call("change_state", transition="activate")
     rover.call("wait", topic="cmd_vel", since_s=events[-1]["time_s"] + 1e-6)
     if lost != "subscriber":  # one subscription of each kind is enough

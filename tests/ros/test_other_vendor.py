@@ -1,5 +1,6 @@
 """The node's topics as seen by another vendor's DDS: Eclipse Cyclone, without any ROS code on this side."""
 
+# mypy: disable-error-code=type-arg
 # no `from __future__ import annotations`: cyclonedds needs the types of the fields, not their names
 
 import time
