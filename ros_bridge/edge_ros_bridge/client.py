@@ -131,6 +131,11 @@ class NodeClient:
         self.wait(lambda: self.diagnostics.get(key) == value, what, timeout_s)
         return self.diagnostics
 
+    def forget(self) -> None:
+        """Drops what came so far."""
+        self.events.clear()
+        self.diagnostics = {}
+
     def received(self, topic: str, since_s: float = 0.0) -> list[Event]:
         """The messages of a topic that arrived after a time on time.monotonic's clock."""
         return [event for event in self.events if event.topic == topic and event.time_s >= since_s]

@@ -108,7 +108,7 @@ class ControlNode(BridgeNode):
             stamp_now_ns=lambda: int(self.get_clock().now().nanoseconds),
             loop_now_ns=clock.now_ns,
             publish=partial(self._command, self._period_ns(self._policy)),
-            halt=partial(self._halt, self._period_ns(self._policy)),
+            halt=partial(self._rest, self._period_ns(self._policy)),
             has_listener=self._has_listener,
         )
         stages = Stages(**{f"{name}_after_ms": self.value(f"{name}_after_ms") for name in ("hold", "decay", "stop")})
@@ -117,33 +117,9 @@ class ControlNode(BridgeNode):
         self._runner = Runner(self._policy, self._robot, rate_hz, settings, clock, estopped=self._latch.latched)
         return result
 
-    @logged
-    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Ends the loop, which stops the robot."""
-        self._end()
-        return super().on_deactivate(state)
-
-    @logged
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Frees the policy and its topics."""
-        self._free()
-        return super().on_cleanup(state)
-
-    @logged
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stops and frees everything, from whatever state."""
-        self._free()
-        return super().on_shutdown(state)
-
-    @logged
-    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Leaves nothing running after a transition that failed unexpectedly; the node is unconfigured again."""
-        self._free()
-        return super().on_error(state)
-
     def finish(self) -> None:
         """Before the process ends: stops the robot, waits until that has arrived."""
-        self._end()
+        self.halt()
         if self._commands is not None:
             self._commands.wait_for_all_acked(Duration(seconds=ACKNOWLEDGE_S))
 
@@ -185,7 +161,7 @@ class ControlNode(BridgeNode):
         moment = Moment(self.get_clock().now().to_msg(), self.value("frame_id"), period_ns)
         self._commands.publish(COMMANDS[self.value("command")].make(action, self._layout, moment))
 
-    def _halt(self, period_ns: int) -> None:
+    def _rest(self, period_ns: int) -> None:
         """Commands rest, where the policy's schema has one for every dimension; else the controller holds."""
         policy = self._policy
         rest = None if policy is None else resting(policy.config.action)
@@ -221,7 +197,8 @@ class ControlNode(BridgeNode):
             self.report(f"The control loop has ended: {self._runner.reason}. The node is inactive; activate it again.")
             self.trigger_deactivate()
 
-    def _end(self) -> None:
+    def halt(self) -> None:
+        """Ends the loop, which stops the robot."""
         runner, self._runner = self._runner, None
         if self._sim_clock is not None:
             self._sim_clock.end()
@@ -229,8 +206,8 @@ class ControlNode(BridgeNode):
             self.get_logger().warning("the policy is still busy with its last inference; its actions will be dropped")
         self._robot = None
 
-    def _free(self) -> None:
-        self._end()
+    def free(self) -> None:
+        """The policy and its topics."""
         for subscription in self._subscriptions_made:
             self.destroy_subscription(subscription)
         self._subscriptions_made = []

@@ -82,33 +82,9 @@ class LanguageNode(BridgeNode):
         self._timer = self.create_timer(1 / self._speeds.rate_hz, self._tick)
         return result
 
-    @logged
-    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stops the robot first, then the answering."""
-        self._halt()
-        return super().on_deactivate(state)
-
-    @logged
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Frees the model."""
-        self._free()
-        return super().on_cleanup(state)
-
-    @logged
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stops and frees everything, from whatever state."""
-        self._free()
-        return super().on_shutdown(state)
-
-    @logged
-    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Leaves nothing running after a transition that failed unexpectedly; the node is unconfigured again."""
-        self._free()
-        return super().on_error(state)
-
     def finish(self) -> None:
         """Before the process ends: stops the robot, waits until the zero has arrived, stops answering."""
-        self._halt()
+        self.halt()
         self._cmd_vel.wait_for_all_acked(Duration(seconds=ACKNOWLEDGE_S))
 
     def status(self) -> Status:
@@ -177,8 +153,8 @@ class LanguageNode(BridgeNode):
         if velocity is not None:
             self._cmd_vel.publish(twist(velocity))
 
-    def _halt(self) -> None:
-        """The zero first: ending an answer may take as long as one step of the model."""
+    def halt(self) -> None:
+        """Stops the robot first: ending an answer may take as long as one step of the model."""
         if self._timer is not None:
             self.destroy_timer(self._timer)
             self._timer = None
@@ -191,8 +167,8 @@ class LanguageNode(BridgeNode):
             self.get_logger().warning("the model is still busy with its last step; its result will be dropped")
         self._player.stop()
 
-    def _free(self) -> None:
-        self._halt()
+    def free(self) -> None:
+        """The model and the sessions."""
         if self._generating is not None:
             self._generating.forget()
         self._model = None

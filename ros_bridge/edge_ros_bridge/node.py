@@ -177,6 +177,42 @@ class BridgeNode(LifecycleNode):
     def apply(self, changed: dict[str, Any]) -> None:
         """Takes over live parameters that were changed. Raises EdgeError where they cannot be."""
 
+    def halt(self) -> None:
+        """Stops whatever runs while the node is active; may be called when nothing does."""
+        raise NotImplementedError
+
+    def free(self) -> None:
+        """Gives back what configuring took, after :meth:`halt`; may be called when there is nothing."""
+        raise NotImplementedError
+
+    @logged
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stops; then managed topics are silent."""
+        self.halt()
+        return super().on_deactivate(state)
+
+    @logged
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Frees everything."""
+        self._end()
+        return super().on_cleanup(state)
+
+    @logged
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stops and frees everything, from whatever state."""
+        self._end()
+        return super().on_shutdown(state)
+
+    @logged
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Leaves nothing running after a transition that failed unexpectedly; the node is unconfigured again."""
+        self._end()
+        return super().on_error(state)
+
+    def _end(self) -> None:
+        self.halt()
+        self.free()
+
     def start(self) -> bool:
         """Configures and activates by itself; False when that failed, the reason being logged."""
         return all(

@@ -55,7 +55,10 @@ class Asker(NodeClient):
             self.wait(lambda: len(pieces[0]) >= cancel_after, "pieces", 15)
             handles[0].cancel_goal_async()
         self.wait(lambda: all(future.done() for future in results), "the results", 15)
-        return [_plain(future.result(), told) for future, told in zip(results, pieces)]
+        answers = [_plain(future.result(), told) for future, told in zip(results, pieces)]
+        # feedback and result are not ordered among each other
+        self.wait(lambda: all("".join(each["pieces"]) == each["text"] for each in answers), "all pieces", 10)
+        return answers
 
     def manage(self, operation: str | int, **fields: str) -> str:
         """The session service; why it failed, or nothing."""

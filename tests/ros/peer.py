@@ -17,7 +17,7 @@ from edge_ros_bridge.client import LanguageClient
 from edge_ros_bridge.motion import STOP
 from edge_sdk.errors import EdgeError
 
-METHODS = {name: name for name in ("change_state", "state", "cancel", "set_parameter", "wait_diagnostics")}
+METHODS = {name: name for name in ("change_state", "state", "cancel", "set_parameter", "wait_diagnostics", "forget")}
 METHODS |= {"match": "wait_until_matched"}
 
 

@@ -162,6 +162,7 @@ def test_who_comes_late_gets_the_last_text_also_of_a_node_that_was_killed_before
             since_s = peer.call("send", prompt=LONG)
             peer.events("wait", topic="tokens", since_s=since_s)
             end(node, signal.SIGKILL)
+        peer.call("forget")  # the diagnostics of the one that was killed
         with ros.node(bundle=scan_bundle, drive=False, autostart=True):
             peer.call("wait_diagnostics", key="state", value="active")
             for prompt in ("walk", "jump"):
