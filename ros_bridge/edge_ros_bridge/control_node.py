@@ -12,7 +12,7 @@ import sys
 from functools import partial
 from typing import Any
 
-from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
@@ -37,7 +37,10 @@ from edge_sdk.control.robot import FloatArray
 from edge_sdk.control.settings import LoopSettings, Stages
 
 DEADLINE_PERIODS = 2
-"""After so many periods a command that did not come is a missed deadline, and one that lies there has expired."""
+"""After so many periods a command that did not come is a missed deadline."""
+
+LIFESPAN_S = 1.0
+"""So old a command is not delivered any more; the last one is a stop, so this must not be short."""
 
 LOOK_S = 0.05
 """How soon the node notices that the loop has ended by itself."""
@@ -55,7 +58,7 @@ class ControlNode(BridgeNode):
     def __init__(self, **options: Any) -> None:
         super().__init__(CONTROL, **options)
         self._latch = Latch()
-        urgent = ReentrantCallbackGroup()
+        urgent = MutuallyExclusiveCallbackGroup()  # a press and a release are not answered at the same time
         self.subscribe("~/estop", lambda message: self._stop_if(self._latch.press(message.data)), group=urgent)
         self.create_service(SetBool, "~/estop", self._on_estop, callback_group=urgent)
         self._estopped = self.offer("~/estopped")
@@ -64,7 +67,7 @@ class ControlNode(BridgeNode):
         self._sources: tuple[Source, ...] = ()
         self._subscriptions_made: list[Any] = []
         self._commands: Any = None
-        self._layout = Layout(())
+        self._layout, self._settings = Layout(()), LoopSettings()
         self._runner: Runner | None = None
         self._robot: RosRobot | None = None
         self._sim_clock: RosClock | None = None
@@ -77,9 +80,12 @@ class ControlNode(BridgeNode):
         policy = find_policy(self.value("policy"), self.value("policy_entry"))
         self._layout = layout_of(self.value("command"), policy.config.action)
         self._sources = tuple(self._source(spec, policy) for spec in policy.config.observations)
+        stages = Stages(**{f"{name}_after_ms": self.value(f"{name}_after_ms") for name in ("hold", "decay", "stop")})
+        self._settings = LoopSettings(stages=stages, freeze_gc=False)  # others may live in this process
         self._policy = policy
         kind, qos = COMMANDS[self.value("command")], profile(COMMAND_QOS)
-        qos.deadline = qos.lifespan = Duration(nanoseconds=DEADLINE_PERIODS * self._period_ns(policy))
+        qos.deadline = Duration(nanoseconds=DEADLINE_PERIODS * self._period_ns(policy))
+        qos.lifespan = Duration(seconds=LIFESPAN_S)
         topic = self.value("command_topic") or kind.topic
         self._commands = self.publisher(message_class(kind.message), topic, qos, managed=True)
         self._subscriptions_made = [
@@ -111,10 +117,10 @@ class ControlNode(BridgeNode):
             halt=partial(self._rest, self._period_ns(self._policy)),
             has_listener=self._has_listener,
         )
-        stages = Stages(**{f"{name}_after_ms": self.value(f"{name}_after_ms") for name in ("hold", "decay", "stop")})
-        settings = LoopSettings(stages=stages, freeze_gc=False)  # others may live in this process
-        rate_hz = self.value("rate_hz") or None
-        self._runner = Runner(self._policy, self._robot, rate_hz, settings, clock, estopped=self._latch.latched)
+        rate_hz, latched = self.value("rate_hz") or None, self._latch.latched
+        self._runner = Runner(self._policy, self._robot, rate_hz, self._settings, clock, estopped=latched)
+        if self._latch.latched:  # in another thread, while there was no runner yet
+            self._runner.estop()
         return result
 
     def finish(self) -> None:

@@ -6,6 +6,7 @@ Runs in the ROS environment, where edge_sdk_msgs is; ``processes.Peer`` is its o
 from __future__ import annotations
 
 import argparse
+import contextlib
 from typing import Any
 
 from action_msgs.msg import GoalStatus
@@ -16,7 +17,7 @@ from rclpy.action import ActionClient
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import String
 
-from edge_ros_bridge.client import NodeClient
+from edge_ros_bridge.client import NoAnswerError, NodeClient
 from edge_ros_bridge.generating import FEEDBACK_DEPTH
 from peer import answer_requests
 
@@ -37,11 +38,21 @@ class Asker(NodeClient):
         self._action = ActionClient(self.node, Generate, "language/generate", feedback_sub_qos_profile=qos)
 
     def match(self) -> None:
-        """Until everything is known."""
+        """Until the services are known."""
         self.wait_until_matched()
         self.wait(self._action.server_is_ready, "the action", 10)
 
-    def generate(self, goals: list[dict[str, Any]], cancel_after: int | None = None) -> list[dict[str, Any]]:
+    def match_feedback(self) -> None:
+        """Until the node knows of this client's subscription to pieces, too: nothing else says that it does."""
+        for _ in range(20):
+            with contextlib.suppress(NoAnswerError):
+                self.generate([{"prompt": "jump"}], pieces_timeout_s=0.5)
+                return
+        raise NoAnswerError("There were no pieces.")
+
+    def generate(
+        self, goals: list[dict[str, Any]], cancel_after: int | None = None, pieces_timeout_s: float = 10
+    ) -> list[dict[str, Any]]:
         """All goals at once; the first is cancelled after so many pieces."""
         pieces: list[list[str]] = [[] for _ in goals]
         sent = [
@@ -57,7 +68,9 @@ class Asker(NodeClient):
         self.wait(lambda: all(future.done() for future in results), "the results", 15)
         answers = [_plain(future.result(), told) for future, told in zip(results, pieces)]
         # feedback and result are not ordered among each other
-        self.wait(lambda: all("".join(each["pieces"]) == each["text"] for each in answers), "all pieces", 10)
+        self.wait(
+            lambda: all("".join(each["pieces"]) == each["text"] for each in answers), "all pieces", pieces_timeout_s
+        )
         return answers
 
     def manage(self, operation: str | int, **fields: str) -> str:

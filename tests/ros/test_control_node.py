@@ -151,6 +151,7 @@ def test_a_stamped_twist_and_a_remapped_topic(ros: Ros) -> None:
     [
         ({}, "expected a bundle or a function, found neither"),
         (POLICY, "expected 3 fields, found 5 fields"),
+        (POLICY | FIELDS | {"hold_after_ms": 5000.0}, "Stages: expected 0 <= hold <= decay <= stop"),
         (POLICY | FIELDS | {"command": "pose"}, "The command: expected one of twist"),
     ],
 )

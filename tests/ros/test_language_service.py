@@ -35,6 +35,7 @@ def talker(
     with room.node(bundle=scan_bundle, **settings), room.peer() as peer, room.peer(GOALS) as goals:
         peer.start_node()
         goals.call("match")
+        goals.call("match_feedback")
         yield peer, goals, folder
 
 
@@ -117,6 +118,15 @@ def test_live_parameters_count_from_the_next_prompt_and_others_are_refused(talke
     assert peer.call("set_parameter", name="max_new_tokens", value=128) == ""
     assert "max_new_tokens" in peer.call("set_parameter", name="max_new_tokens", value=0)
     assert "clean it up first" in peer.call("set_parameter", name="queue_size", value=3)
+
+
+def test_a_transition_that_the_state_does_not_have_leaves_the_node_as_it_is(talker: tuple[Peer, Peer, Path]) -> None:
+    peer, _, _ = talker
+    with pytest.raises(AssertionError, match="Waiting for the answer of change_state"):
+        peer.call("change_state", transition="configure", timeout_s=1)
+    assert peer.call("state") == "active"
+    since_s = peer.call("send", prompt="jump")
+    assert len(peer.events("wait", topic="text", since_s=since_s)["text"]) == 1
 
 
 def test_a_cancelled_prompt_is_an_error_and_those_behind_it_are_dropped(talker: tuple[Peer, Peer, Path]) -> None:
