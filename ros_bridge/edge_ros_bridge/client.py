@@ -193,6 +193,11 @@ class LanguageClient(NodeClient):
         self._prompt.publish(String(data=prompt) if isinstance(prompt, str) else _serialized(prompt))
         return sent_s
 
+    def send_prompts_to(self, topic: str) -> None:
+        """Where the node's topic of prompts was given another name."""
+        self.node.destroy_publisher(self._prompt)
+        self._prompt = self.node.create_publisher(String, topic, 10)
+
     def cancel(self, timeout_s: float = 10.0) -> bool:
         """Ends the answer and drops what waits; whether there was anything."""
         return bool(self.call("cancel", Trigger.Request(), timeout_s).success)

@@ -93,6 +93,10 @@ def _goal(prompt: str, **fields: Any) -> Any:
     return Generate.Goal(messages=messages, **fields)
 
 
+def _is_whole(answer: dict[str, Any]) -> bool:
+    return "".join(answer["pieces"]) == str(answer["text"])
+
+
 def _plain(answer: Any, pieces: list[str]) -> dict[str, Any]:
     result = answer.result
     fields = {name: getattr(result, name) for name in result.get_fields_and_field_types()}

@@ -18,7 +18,7 @@ from edge_ros_bridge.motion import STOP
 from edge_sdk.errors import EdgeError
 
 METHODS = {name: name for name in ("change_state", "state", "cancel", "set_parameter", "wait_diagnostics", "forget")}
-METHODS |= {"match": "wait_until_matched"}
+METHODS |= {"match": "wait_until_matched", "rename_prompt": "send_prompts_to"}
 
 
 def do(client: LanguageClient, call: str, request: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,14 +77,24 @@ class Ros:
 
     @contextmanager
     def node(
-        self, kind: str = "language_node", namespace: str = "", *, before: str = "", **parameters: object
+        self,
+        kind: str = "language_node",
+        namespace: str = "",
+        *,
+        before: str = "",
+        names: Sequence[str] = (),
+        remap: Mapping[str, str] | None = None,
+        **parameters: object,
     ) -> Iterator[subprocess.Popen[str]]:
-        """A node; what it says goes to standard output, for ``end`` to return. ``before``: Python code run first."""
+        """A node; what it says goes to standard output, for ``end`` to return.
+
+        ``before``: Python code run first; ``names``: arguments of the program's own, such as a container's nodes.
+        """
         arguments = [item for name, value in parameters.items() for item in ("-p", f"{name}:={_literal(value)}")]
-        if namespace:
-            arguments += ["-r", f"__ns:={namespace}"]
+        renamed = dict(remap or {}) | ({"__ns": namespace} if namespace else {})
+        arguments += [item for name, value in renamed.items() for item in ("-r", f"{name}:={value}")]
         code = f"import sys; {before or 'pass'}\nfrom edge_ros_bridge import {kind} as it\nsys.exit(it.main())"
-        with self._run("-c", code, "--ros-args", *arguments, stderr=subprocess.STDOUT) as node:
+        with self._run("-c", code, *names, "--ros-args", *arguments, stderr=subprocess.STDOUT) as node:
             yield node
 
     @contextmanager
