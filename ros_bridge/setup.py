@@ -1,10 +1,12 @@
 """Packaging of the ROS 2 room, an ament_python package: colcon builds it, and so does pip."""
 
 from glob import glob
+from pathlib import Path
 
 from setuptools import setup
 
 PACKAGE = "edge_ros_bridge"
+HERE = Path(__file__).parent
 
 setup(
     name=PACKAGE,
@@ -17,8 +19,8 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
-        (f"share/{PACKAGE}/launch", sorted(glob("launch/*.launch.py"))),
-        (f"share/{PACKAGE}/config", sorted(glob("config/*.yaml"))),
+        (f"share/{PACKAGE}/launch", sorted(glob("launch/*.launch.py", root_dir=HERE))),
+        (f"share/{PACKAGE}/config", sorted(glob("config/*.yaml", root_dir=HERE))),
     ],
     # neither rclpy nor edge-sdk: a ROS install brings the one, and the other comes from this checkout
     install_requires=["setuptools"],

@@ -24,7 +24,7 @@ from edge_sdk.language import LanguageModel
 from edge_sdk.options import Options
 from edge_sdk.text import Message
 
-FEEDBACK_DEPTH = 100
+FEEDBACK_DEPTH = 1000
 """Pieces that are kept for a client that is slower than the model; its subscription must keep as many."""
 
 

@@ -122,8 +122,11 @@ def test_live_parameters_count_from_the_next_prompt_and_others_are_refused(talke
 
 def test_a_transition_that_the_state_does_not_have_leaves_the_node_as_it_is(talker: tuple[Peer, Peer, Path]) -> None:
     peer, _, _ = talker
-    with pytest.raises(AssertionError, match="Waiting for the answer of change_state"):
-        peer.call("change_state", transition="configure", timeout_s=1)
+    try:
+        refused = not peer.call("change_state", transition="configure", timeout_s=1)  # Kilted
+    except AssertionError as error:
+        refused = "Waiting for the answer of change_state" in str(error)  # Jazzy
+    assert refused
     assert peer.call("state") == "active"
     since_s = peer.call("send", prompt="jump")
     assert len(peer.events("wait", topic="text", since_s=since_s)["text"]) == 1

@@ -23,11 +23,13 @@ import edge_sdk
 from edge_ros_bridge.motion import STOP, Speeds, Velocity, actions_of, plan
 from processes import Ros, end
 
+# Without the compatibility, types that hold sequences do not match with Kilted.
 LOOPBACK = """<CycloneDDS><Domain>
   <General>
     <Interfaces><NetworkInterface name="lo" multicast="false"/></Interfaces>
     <AllowMulticast>false</AllowMulticast>
   </General>
+  <Compatibility><IgnoreTypeInformation>1.15</IgnoreTypeInformation></Compatibility>
   <Discovery><ParticipantIndex>auto</ParticipantIndex><Peers><Peer address="127.0.0.1"/></Peers></Discovery>
 </Domain></CycloneDDS>"""
 RELIABLE = Qos(Policy.Reliability.Reliable(duration(seconds=5)), Policy.History.KeepLast(100))
