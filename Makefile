@@ -3,9 +3,10 @@ PYTHON ?= python3
 WORKSTATION := .venvs/workstation
 ROBOT := .venvs/robot
 ROS := .venvs/ros
+KILTED := .venvs/ros-kilted
 PIP := pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-gpu lint envs native debian clean
+.PHONY: demo test test-kilted test-gpu lint envs native debian clean
 
 demo: envs
 	@$(WORKSTATION)/bin/python samples/scan_rover/demo.py
@@ -17,6 +18,10 @@ test: debian envs
 	$(ROBOT)/bin/python -m pytest tests/runtime
 	$(WORKSTATION)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/ros --ignore tests/test_readme.py
 	$(WORKSTATION)/bin/python -m pytest tests/ros tests/test_readme.py
+
+# The ROS tests by the wheels of ROS 2 Kilted; `test` takes Jazzy's.
+test-kilted: $(WORKSTATION)/ready $(KILTED)/ready
+	$(WORKSTATION)/bin/python -m pytest tests/ros --ros-python $(KILTED)/bin/python
 
 # On a machine with an NVIDIA GPU and nvcc, by its own Python, which needs torch, numpy, onnx, ml_dtypes, hypothesis,
 # pybind11, CMake, Ninja, pytest and pytest-xdist: no environment is made and nothing fetched. For the peers mamba_ssm
@@ -69,15 +74,20 @@ $(ROBOT)/ready: INSTALL = -e '.[cpu,server,structured,vision]' pytest hypothesis
 $(ROBOT)/ready: setup.py
 	@$(build)
 
-$(ROS)/ready: FIRST = --require-hashes -r ros_bridge/requirements-jazzy.txt
-$(ROS)/ready: INSTALL = -e '.[cpu]' -e ros_bridge
-$(ROS)/ready: setup.py ros_bridge/setup.py ros_bridge/requirements-jazzy.txt
+$(ROS)/ready: DISTRIBUTION = jazzy
+$(KILTED)/ready: DISTRIBUTION = kilted
+$(ROS)/ready $(KILTED)/ready: FIRST = --require-hashes -r ros_bridge/requirements-$(DISTRIBUTION).txt
+$(ROS)/ready $(KILTED)/ready: INSTALL = -e '.[cpu]' -e ros_bridge cmake ninja
+$(ROS)/ready $(KILTED)/ready: THEN = sh ros_msgs/install.sh $(@D)
+$(ROS)/ready: ros_bridge/requirements-jazzy.txt
+$(KILTED)/ready: ros_bridge/requirements-kilted.txt
+$(ROS)/ready $(KILTED)/ready: setup.py ros_bridge/setup.py $(shell find ros_msgs -type f)
 	@$(build)
 
 # A fresh environment, and how long it took.
 define build
 echo "[setup] $(@D) ..." && started=$$(date +%s) && rm -rf $(@D) && $(PYTHON) -m venv $(@D) \
-  $(if $(FIRST),&& $(@D)/bin/$(PIP) $(FIRST)) && $(@D)/bin/$(PIP) $(INSTALL) \
+  $(if $(FIRST),&& $(@D)/bin/$(PIP) $(FIRST)) && $(@D)/bin/$(PIP) $(INSTALL) $(if $(THEN),&& $(THEN)) \
   && touch $@ .venvs/native && echo "[setup] $(@D) ready after $$(($$(date +%s) - started)) s"
 endef
 

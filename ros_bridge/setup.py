@@ -1,13 +1,17 @@
 """Packaging of the ROS 2 room, an ament_python package: colcon builds it, and so does pip."""
 
+from glob import glob
+from pathlib import Path
+
 from setuptools import setup
 
 PACKAGE = "edge_ros_bridge"
+HERE = Path(__file__).parent
 
 setup(
     name=PACKAGE,
     version="0.1.0",
-    description="Lifecycle node around Edge SDK: a prompt comes in; tokens, text and motion go out",
+    description="Lifecycle nodes around Edge SDK: prompts and sensors in; text, motion and commands out",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=[PACKAGE],
@@ -15,8 +19,16 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
+        (f"share/{PACKAGE}/launch", sorted(glob("launch/*.launch.py", root_dir=HERE))),
+        (f"share/{PACKAGE}/config", sorted(glob("config/*.yaml", root_dir=HERE))),
     ],
     # neither rclpy nor edge-sdk: a ROS install brings the one, and the other comes from this checkout
     install_requires=["setuptools"],
-    entry_points={"console_scripts": ["language = edge_ros_bridge.language_node:main"]},
+    entry_points={
+        "console_scripts": [
+            "language = edge_ros_bridge.language_node:main",
+            "control = edge_ros_bridge.control_node:main",
+            "container = edge_ros_bridge.container:main",
+        ]
+    },
 )

@@ -1,1 +1,1 @@
-"""A ROS 2 node around Edge SDK: a prompt comes in, tokens, text and motion go out."""
+"""ROS 2 nodes around Edge SDK: prompts in, tokens, text and motion out; sensors in, a policy's commands out."""

@@ -8,8 +8,11 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from edge_ros_bridge.counting import Answers
+from edge_sdk.answer import Stream
 from edge_sdk.errors import ConfigError, EdgeError, PromptError, explain
 from edge_sdk.language import LanguageModel
+from edge_sdk.options import Options
 
 REPLACEMENT = "\ufffd"
 """What rclpy puts where the bytes of a string message are not UTF-8."""
@@ -39,29 +42,47 @@ class Listener:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How many tokens an answer and how many waiting prompts there may be."""
+class Settings:
+    """How prompts are answered; may change from one to the next."""
 
     max_new_tokens: int = 128
-    queue_size: int = 8
+    deadline_ms: float | None = None
+    temperature: float = 0.0
+    priority: int = 0
 
-    def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "queue_size"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ConfigError(explain(f"Limits.{name}", expected="at least 1", found=value, todo="Raise it."))
+    def options(self) -> Options:
+        """Of an answer. Raises ConfigError."""
+        return Options(max_new_tokens=self.max_new_tokens, deadline_ms=self.deadline_ms, temperature=self.temperature)
 
 
 class Answerer:
     """A bounded queue of prompts and the thread that answers them."""
 
-    def __init__(self, model: LanguageModel, limits: Limits, listener: Listener) -> None:
-        self._model, self._limits, self._listener = model, limits, listener
-        self._prompts: queue.Queue[str | None] = queue.Queue(maxsize=limits.queue_size)
+    def __init__(
+        self,
+        model: LanguageModel,
+        queue_size: int,
+        settings: Callable[[], Settings],
+        listener: Listener,
+        answers: Answers | None = None,
+    ) -> None:
+        """``settings`` is asked before every answer; ``answers`` counts them. Raises ConfigError for no queue."""
+        if queue_size < 1:
+            raise ConfigError(explain("queue_size", expected="at least 1", found=queue_size, todo="Raise it."))
+        self._model, self._size, self._settings, self._listener = model, queue_size, settings, listener
+        self._answers = answers or Answers()
+        self._prompts: queue.Queue[str | None] = queue.Queue(maxsize=queue_size)
         self.stopped = threading.Event()
+        self._stream: Stream | None = None
+        """The answer that is being made."""
         # a daemon, because a step of a large model may outlast the patience of whoever ends the process
         self._thread = threading.Thread(target=self._run, name="answerer", daemon=True)
         self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Prompts that wait for their turn."""
+        return self._prompts.qsize()
 
     def submit(self, prompt: str) -> None:
         """Queues a prompt. Raises QueueFullError when too many wait."""
@@ -71,20 +92,34 @@ class Answerer:
             raise QueueFullError(
                 explain(
                     "The prompt",
-                    expected=f"fewer than {self._limits.queue_size} prompts waiting",
-                    found=self._limits.queue_size,
+                    expected=f"fewer than {self._size} prompts waiting",
+                    found=self._size,
                     todo="It is dropped. Wait for an answer, or raise the parameter queue_size.",
                 )
             ) from None
 
+    def cancel(self) -> int:
+        """Ends the answer after its current step and drops the queue; how many prompts that were."""
+        dropped = self._drop()
+        stream = self._stream
+        if stream is not None:
+            stream.cancel()
+        return dropped + (stream is not None)
+
     def stop(self, timeout_s: float = 5.0) -> bool:
         """Ends the answer after its current token and drops the queue; True when the thread has ended in time."""
         self.stopped.set()
-        while not self._prompts.empty():
-            self._prompts.get_nowait()
+        self.cancel()
         self._prompts.put(None)
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def _drop(self) -> int:
+        dropped = 0
+        while not self._prompts.empty():
+            self._prompts.get_nowait()
+            dropped += 1
+        return dropped
 
     def _run(self) -> None:
         while not self.stopped.is_set():
@@ -94,18 +129,24 @@ class Answerer:
             try:
                 self._answer(prompt)
             except EdgeError as error:
-                self._listener.error(str(error))
+                self._fail(str(error))
             except Exception:  # a bug or an engine's failure: the next prompt may still work, so say it and go on
-                self._listener.error(f"Answering failed unexpectedly. {traceback.format_exc()}")
+                self._fail(f"Answering failed unexpectedly. {traceback.format_exc()}")
+            finally:
+                self._stream = None
+
+    def _fail(self, message: str) -> None:
+        self._answers.failed()
+        self._listener.error(message)
 
     def _answer(self, prompt: str) -> None:
         if REPLACEMENT in prompt:
             raise PromptError(
                 explain("The prompt", expected="UTF-8 text", found="bytes that are not", todo="Encode it as UTF-8.")
             )
-        pieces: list[str] = []
-        with self._model.session() as session:
-            answer = session.stream(prompt, max_new_tokens=self._limits.max_new_tokens)
+        settings, pieces = self._settings(), list[str]()
+        with self._model.session(priority=settings.priority) as session:
+            self._stream = answer = session.stream(prompt, settings.options())
             for token in answer:
                 if self.stopped.is_set():
                     return
@@ -114,15 +155,20 @@ class Answerer:
                     self._listener.token(token.text)
         if self.stopped.is_set():
             return
-        text = "".join(pieces)
-        self._listener.text(text)
-        if answer.finish_reason == "length":
-            raise CutAnswerError(
-                explain(
-                    "The answer",
-                    expected=f"to end within {len(pieces)} tokens",
-                    found="no end",
-                    todo="It is not carried out. Raise the parameter max_new_tokens.",
-                )
-            )
+        result, text = answer.result(), "".join(pieces)
+        self._answers.add(result)
+        if result.finish_reason != "cancelled":
+            self._listener.text(text)
+        if result.finish_reason != "stop":
+            raise CutAnswerError(_why_cut(result.finish_reason, len(pieces)))
+        self._stream = None  # from here on it can only be taken back
         self._listener.complete(text, self.stopped)
+
+
+def _why_cut(finish_reason: str, tokens: int) -> str:
+    expected, found, todo = {
+        "length": (f"to end within {tokens} tokens", "no end", "Raise the parameter max_new_tokens."),
+        "deadline": ("to end within the parameter deadline_ms", f"{tokens} tokens by then", "Raise it."),
+        "cancelled": ("to be wanted", f"it cancelled after {tokens} tokens", "Ask again."),
+    }[finish_reason]
+    return explain("The answer", expected=expected, found=found, todo=f"It is not carried out. {todo}")

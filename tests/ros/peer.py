@@ -5,26 +5,33 @@ Runs in the ROS environment; ``processes.Peer`` is its other end.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from edge_ros_bridge.client import LanguageClient
 from edge_ros_bridge.motion import STOP
 from edge_sdk.errors import EdgeError
 
+METHODS = {name: name for name in ("change_state", "state", "cancel", "set_parameter", "wait_diagnostics", "forget")}
+METHODS |= {"match": "wait_until_matched", "rename_prompt": "send_prompts_to"}
+
 
 def do(client: LanguageClient, call: str, request: dict[str, Any]) -> Any:
     """One request; the answer is something that JSON can hold."""
     since_s = request.get("since_s", 0.0)
-    if call == "match":
-        return client.wait_until_matched()
-    if call == "change_state":
-        return client.change_state(request["transition"], timeout_s=request.get("timeout_s", 30))
-    if call == "state":
-        return client.state()
+    if call in METHODS:
+        return getattr(client, METHODS[call])(**request)
+    if call == "ask_many":  # one after the other; how many answers came
+        for _ in range(request["count"]):
+            client.events.clear()
+            client.send(request["prompt"])
+            client.wait(lambda: len(client.received("text")) > 0, "text", 15)
+        return request["count"]
     if call == "send":
         return client.send(bytes.fromhex(request["hex"]) if "hex" in request else request["prompt"])
     if call == "wait":  # until a topic has brought some messages, or cmd_vel the final zero
@@ -41,17 +48,19 @@ def do(client: LanguageClient, call: str, request: dict[str, Any]) -> Any:
     return [dataclasses.asdict(event) for event in client.events if event.time_s >= since_s]
 
 
-def main() -> None:
-    """Answers requests until standard input ends."""
-    with LanguageClient() as client:
-        for line in sys.stdin:
-            request = json.loads(line)
-            try:
-                answer = {"result": do(client, request.pop("call"), request)}
-            except EdgeError as error:
-                answer = {"error": str(error)}
-            print(json.dumps(answer), flush=True)
+def answer_requests(do: Callable[[str, dict[str, Any]], Any]) -> None:
+    """Until standard input ends."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = {"result": do(request.pop("call"), request)}
+        except EdgeError as error:
+            answer = {"error": str(error)}
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--namespace", default="")
+    with LanguageClient(namespace=parser.parse_args().namespace) as client:
+        answer_requests(lambda call, request: do(client, call, request))

@@ -8,7 +8,7 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any
 from edge_ros_bridge.motion import Velocity
 from places import ROOT
 
+GO_HOME = ROOT / "samples" / "ros_control"
+ROVER = Path(__file__).with_name("rover.py")
 PEER = Path(__file__).with_name("peer.py")
 WHEELS_VARIABLES = ("LD_LIBRARY_PATH", "_ROS_WHEELS_BOOTSTRAP_COMPLETE")
 """What the ROS wheels leave in the environment of their children, who may belong to another environment."""
@@ -74,18 +76,31 @@ class Ros:
         return cls(python, next(_domain_ids), folder)
 
     @contextmanager
-    def node(self, **parameters: object) -> Iterator[subprocess.Popen[str]]:
-        """The language node; what it says goes to standard output, for ``end`` to return."""
+    def node(
+        self,
+        kind: str = "language_node",
+        namespace: str = "",
+        *,
+        before: str = "",
+        names: Sequence[str] = (),
+        remap: Mapping[str, str] | None = None,
+        **parameters: object,
+    ) -> Iterator[subprocess.Popen[str]]:
+        """A node; what it says goes to standard output, for ``end`` to return.
+
+        ``before``: Python code run first; ``names``: arguments of the program's own, such as a container's nodes.
+        """
         arguments = [item for name, value in parameters.items() for item in ("-p", f"{name}:={_literal(value)}")]
-        with self._run(
-            "-m", "edge_ros_bridge.language_node", "--ros-args", *arguments, stderr=subprocess.STDOUT
-        ) as node:
+        renamed = dict(remap or {}) | ({"__ns": namespace} if namespace else {})
+        arguments += [item for name, value in renamed.items() for item in ("-r", f"{name}:={value}")]
+        code = f"import sys; {before or 'pass'}\nfrom edge_ros_bridge import {kind} as it\nsys.exit(it.main())"
+        with self._run("-c", code, *names, "--ros-args", *arguments, stderr=subprocess.STDOUT) as node:
             yield node
 
     @contextmanager
-    def peer(self) -> Iterator[Peer]:
+    def peer(self, program: Path = PEER, namespace: str = "") -> Iterator[Peer]:
         """The second process."""
-        with self._run(str(PEER), stdin=subprocess.PIPE) as process:
+        with self._run(str(program), "--namespace", namespace, stdin=subprocess.PIPE) as process:
             yield Peer(process)
 
     def run(self, *arguments: object, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
@@ -106,7 +121,7 @@ class Ros:
 
     def _environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if name not in WHEELS_VARIABLES}
-        rooms = (ROOT, ROOT / "plugins", ROOT / "ros_bridge")  # this checkout, whatever is installed
+        rooms = (ROOT, ROOT / "plugins", ROOT / "ros_bridge", GO_HOME)  # this checkout, whatever is installed
         return kept | {
             "PYTHONPATH": os.pathsep.join(map(str, rooms)),
             "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",

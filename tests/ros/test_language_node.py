@@ -122,6 +122,7 @@ def test_a_cut_answer_is_published_but_not_driven(ros: Ros, scan_bundle: Path) -
     with ros.node(bundle=scan_bundle, max_new_tokens=3) as node, ros.peer() as peer:
         peer.start_node()
         since_s = peer.call("send", prompt="walk around left")
+        peer.events("wait", topic="text", since_s=since_s)  # topics are not ordered among each other
         found = peer.events("wait", topic="error", since_s=since_s)
         assert [len(text.split()) for text in found["text"]] == [3]
         assert "expected to end within 3 tokens" in found["error"][0]

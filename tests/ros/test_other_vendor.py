@@ -1,5 +1,6 @@
 """The node's topics as seen by another vendor's DDS: Eclipse Cyclone, without any ROS code on this side."""
 
+# mypy: disable-error-code=type-arg
 # no `from __future__ import annotations`: cyclonedds needs the types of the fields, not their names
 
 import time
@@ -12,7 +13,7 @@ import pytest
 from cyclonedds.core import Policy, Qos
 from cyclonedds.domain import Domain, DomainParticipant
 from cyclonedds.idl import IdlStruct
-from cyclonedds.idl.types import float64
+from cyclonedds.idl.types import float64, int32, sequence, uint32
 from cyclonedds.pub import DataWriter
 from cyclonedds.sub import DataReader
 from cyclonedds.topic import Topic
@@ -22,11 +23,13 @@ import edge_sdk
 from edge_ros_bridge.motion import STOP, Speeds, Velocity, actions_of, plan
 from processes import Ros, end
 
+# Without the compatibility, types that hold sequences do not match with Kilted.
 LOOPBACK = """<CycloneDDS><Domain>
   <General>
     <Interfaces><NetworkInterface name="lo" multicast="false"/></Interfaces>
     <AllowMulticast>false</AllowMulticast>
   </General>
+  <Compatibility><IgnoreTypeInformation>1.15</IgnoreTypeInformation></Compatibility>
   <Discovery><ParticipantIndex>auto</ParticipantIndex><Peers><Peer address="127.0.0.1"/></Peers></Discovery>
 </Domain></CycloneDDS>"""
 RELIABLE = Qos(Policy.Reliability.Reliable(duration(seconds=5)), Policy.History.KeepLast(100))
@@ -106,6 +109,82 @@ def _plain(message: String | Twist) -> str | Velocity:
         return message.data
     linear, angular = message.linear, message.angular
     return Velocity(linear.x, linear.y, linear.z, angular.x, angular.y, angular.z)
+
+
+@dataclass
+class Time(IdlStruct, typename="builtin_interfaces::msg::dds_::Time_"):
+    """builtin_interfaces/Time on the wire."""
+
+    sec: int32
+    nanosec: uint32
+
+
+@dataclass
+class Header(IdlStruct, typename="std_msgs::msg::dds_::Header_"):
+    """std_msgs/Header on the wire."""
+
+    stamp: Time
+    frame_id: str
+
+
+@dataclass
+class JointState(IdlStruct, typename="sensor_msgs::msg::dds_::JointState_"):
+    """sensor_msgs/JointState on the wire."""
+
+    header: Header
+    name: sequence[str]
+    position: sequence[float64]
+    velocity: sequence[float64]
+    effort: sequence[float64]
+
+
+@dataclass
+class Dimension(IdlStruct, typename="std_msgs::msg::dds_::MultiArrayDimension_"):
+    """std_msgs/MultiArrayDimension on the wire."""
+
+    label: str
+    size: uint32
+    stride: uint32
+
+
+@dataclass
+class Layout(IdlStruct, typename="std_msgs::msg::dds_::MultiArrayLayout_"):
+    """std_msgs/MultiArrayLayout on the wire."""
+
+    dim: sequence[Dimension]
+    data_offset: uint32
+
+
+@dataclass
+class Float64MultiArray(IdlStruct, typename="std_msgs::msg::dds_::Float64MultiArray_"):
+    """std_msgs/Float64MultiArray on the wire."""
+
+    layout: Layout
+    data: sequence[float64]
+
+
+def test_cyclone_is_sensor_and_motor_of_the_control_node(ros: Ros, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CYCLONEDDS_URI", raising=False)
+    names = "[x.position, y.position, yaw.position]"
+    settings = {"policy_entry": "go_home:make", "command": "float64_multi_array", "autostart": True}
+    with ros.node("control_node", **settings, **{"sources.odometry.fields": names}) as node:
+        domain = Domain(ros.domain_id, LOOPBACK)
+        participant = DomainParticipant(ros.domain_id)
+        joints = DataWriter(participant, Topic(participant, "rt/joint_states", JointState), qos=RELIABLE)
+        commands = DataReader(participant, Topic(participant, "rt/commands", Float64MultiArray), qos=RELIABLE)
+        received: list[Float64MultiArray] = []
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while len(received) < 5:
+            assert time.monotonic() < deadline_s
+            seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+            header = Header(Time(seconds, nanoseconds), "base_link")
+            joints.write(JointState(header, ["yaw", "x", "y"], [0.0, -1.0, 0.0], [], []))
+            received += commands.take(100)
+            time.sleep(0.02)
+        code, output = end(node)
+        del domain
+    assert code == 0, output
+    assert [message.data for message in received] == [[0.5, 0.0]] * len(received)  # straight ahead, to the origin
 
 
 def test_cyclone_asks_and_hears_everything(ros: Ros, scan_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

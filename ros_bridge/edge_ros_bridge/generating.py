@@ -1,0 +1,197 @@
+"""The language node's action ``~/generate`` and service ``~/session``; only where edge_sdk_msgs is installed."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+
+from edge_ros_bridge.answering import Settings
+from edge_ros_bridge.counting import Answers
+from edge_ros_bridge.interfaces import Generate, ManageSession
+from edge_ros_bridge.sessions import Sessions
+from edge_sdk.answer import Completion, Stream
+from edge_sdk.errors import EdgeError, PromptError, explain
+from edge_sdk.grammar import Grammar
+from edge_sdk.language import LanguageModel
+from edge_sdk.options import Options
+from edge_sdk.text import Message
+
+FEEDBACK_DEPTH = 1000
+"""Pieces that are kept for a client that is slower than the model; its subscription must keep as many."""
+
+
+def options_of(goal: Any, settings: Settings) -> Options:
+    """What a goal asks for. Raises ConfigError for what makes no sense, PromptError for a schema that is not JSON."""
+    grammar = None
+    if goal.json_schema:
+        try:
+            grammar = Grammar.json_schema(json.loads(goal.json_schema))
+        except ValueError as error:
+            message = explain("json_schema", expected="a JSON schema", found=error, todo="Correct it.")
+            raise PromptError(message) from None
+    return Options(
+        max_new_tokens=goal.max_new_tokens or settings.max_new_tokens,
+        deadline_ms=goal.deadline_ms or settings.deadline_ms,
+        temperature=goal.temperature,
+        top_k=goal.top_k,
+        top_p=goal.top_p or 1.0,
+        min_p=goal.min_p,
+        seed=goal.seed if goal.seed >= 0 else None,
+        stop=tuple(goal.stop),
+        grammar=grammar,
+    )
+
+
+class Generating:
+    """Serves goals, each in a thread of the executor's, and sessions; while a model is there."""
+
+    def __init__(
+        self,
+        node: Node,
+        settings: Callable[[], Settings],
+        answers: Answers,
+        report: Callable[[str], None],
+    ) -> None:
+        self._settings, self._answers, self._report = settings, answers, report
+        self._active = False
+        self._sessions: Sessions | None = None
+        self._most = 0
+        self._open: dict[bytes, Stream | None] = {}
+        """Goals that are being answered, None before their stream begins."""
+        self._lock = threading.Lock()
+        group = ReentrantCallbackGroup()
+        self._action = ActionServer(
+            node,
+            Generate,
+            "~/generate",
+            self._execute,
+            callback_group=group,
+            goal_callback=self._accept,
+            cancel_callback=self._cancel,
+            feedback_pub_qos_profile=QoSProfile(depth=FEEDBACK_DEPTH),
+        )
+        self._service = node.create_service(ManageSession, "~/session", self._manage, callback_group=group)
+
+    def configure(self, model: LanguageModel, folder: str, most: int) -> None:
+        """Has a model, and keeps at most so many sessions of it; takes no goals yet, and then at most so many."""
+        with self._lock:
+            self._most, self._active = most, False
+            self._sessions = Sessions(model, Path(folder) if folder else None, most)
+
+    def resume(self) -> None:
+        """Takes goals."""
+        with self._lock:
+            self._active = True
+
+    def pause(self) -> None:
+        """Takes no more goals and ends those that are being answered after their current step; sessions are kept."""
+        with self._lock:
+            self._active = False
+            streams = list(self._open.values())
+        for stream in streams:
+            if stream is not None:
+                stream.cancel()
+
+    def forget(self) -> None:
+        """Frees the sessions too."""
+        self.pause()
+        sessions, self._sessions = self._sessions, None
+        if sessions is not None:
+            sessions.close_all()
+
+    def _accept(self, goal: Any) -> Any:
+        with self._lock:
+            return GoalResponse.ACCEPT if self._active and len(self._open) < self._most else GoalResponse.REJECT
+
+    def _cancel(self, handle: Any) -> Any:
+        with self._lock:
+            stream = self._open.get(bytes(handle.goal_id.uuid))
+        if stream is not None:
+            stream.cancel()
+        return CancelResponse.ACCEPT
+
+    def _execute(self, handle: Any) -> Any:
+        key = bytes(handle.goal_id.uuid)
+        with self._lock:
+            sessions = self._sessions if self._active else None
+            self._open[key] = None
+        try:
+            if sessions is None:
+                raise EdgeError("The node is not active any more.")
+            result = _result(self._answer(handle, key, sessions))
+            self._end(handle, str(result.finish_reason))
+        except EdgeError as error:
+            self._answers.failed()
+            self._report(str(error))
+            handle.abort()
+            result = Generate.Result(finish_reason="error", error=str(error))
+        finally:
+            with self._lock:
+                self._open.pop(key, None)
+        return result
+
+    def _end(self, handle: Any, finish_reason: str) -> None:
+        """The goal's state by why its answer ended: what was not cancelled by its client, but by us, is aborted."""
+        if handle.is_cancel_requested:
+            handle.canceled()
+        elif finish_reason == "cancelled":
+            handle.abort()
+        else:
+            handle.succeed()
+
+    def _answer(self, handle: Any, key: bytes, sessions: Sessions) -> Completion:
+        goal = handle.request
+        messages: list[Message] = [{"role": message.role, "content": message.content} for message in goal.messages]
+        options = options_of(goal, self._settings())
+        with sessions.use(goal.session, goal.priority) as session:
+            stream = session.stream(messages, options)
+            with self._lock:
+                self._open[key] = stream
+                paused = not self._active
+            if paused or handle.is_cancel_requested:  # asked for while there was no stream yet
+                stream.cancel()
+            for token in stream:
+                if token.text:
+                    handle.publish_feedback(Generate.Feedback(index=token.index, text=token.text))
+            completion = stream.result()
+        self._answers.add(completion)
+        return completion
+
+    def _manage(self, request: Any, response: Any) -> Any:
+        sessions = self._sessions
+        calls: Mapping[int, Callable[[Sessions], None]] = {
+            request.RESET: lambda kept: kept.reset(request.session),
+            request.CLOSE: lambda kept: kept.close(request.session),
+            request.FORK: lambda kept: kept.fork(request.session, request.other),
+            request.SAVE: lambda kept: kept.save(request.session, request.file),
+            request.RESTORE: lambda kept: kept.restore(request.session, request.file),
+        }
+        try:
+            if sessions is None or request.operation not in calls:
+                expected, found = "a configured node and a known operation", f"operation {request.operation}"
+                raise EdgeError(explain("~/session", expected=expected, found=found, todo="Configure the node."))
+            calls[request.operation](sessions)
+            response.success = True
+        except (EdgeError, OSError) as error:
+            response.message = str(error)
+        return response
+
+
+def _result(completion: Completion) -> Any:
+    return Generate.Result(
+        text=completion.text,
+        finish_reason=str(completion.finish_reason),
+        prompt_tokens=completion.prompt_tokens,
+        cached_tokens=completion.cached_tokens,
+        new_tokens=len(completion.token_ids),
+        time_to_first_token_ms=completion.time_to_first_token_ms,
+        tokens_per_second=completion.tokens_per_second,
+    )

@@ -1,0 +1,160 @@
+"""What a node offers, as data: parameters, topics and services. The nodes are made from it, and so are the docs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Value = bool | int | float | str | list[str]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a node."""
+
+    name: str
+    default: Value
+    what: str
+    low: float | None = None
+    high: float | None = None
+    """Limits of a number, both or none."""
+    live: bool = False
+    """May be changed at any time; the others only while the node is unconfigured."""
+
+
+@dataclass(frozen=True)
+class Qos:
+    """The defaults of a topic; each may be overridden by a parameter ``qos_overrides.<topic>...``."""
+
+    depth: int = 10
+    reliability: Literal["reliable", "best_effort"] = "reliable"
+    durability: Literal["volatile", "transient_local"] = "volatile"
+
+    def __str__(self) -> str:
+        return f"{self.reliability}, {self.durability}, {self.depth}"
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One topic."""
+
+    name: str
+    type: str
+    """``package/Name``; what it depends on, in words, where a parameter says."""
+    direction: Literal["in", "out"]
+    what: str
+    qos: Qos = Qos()
+
+
+@dataclass(frozen=True)
+class Service:
+    """One service or action."""
+
+    name: str
+    type: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Interface:
+    """All that a node offers."""
+
+    node: str
+    parameters: tuple[Parameter, ...]
+    topics: tuple[Topic, ...]
+    services: tuple[Service, ...]
+
+    def topic(self, name: str) -> Topic:
+        """One of the topics. Raises KeyError."""
+        return {topic.name: topic for topic in self.topics}[name]
+
+
+BUNDLE_AUTOSTART = Parameter(
+    "autostart", False, "Configure and activate at start, without a lifecycle manager; a failure ends the process"
+)
+ERROR = Topic("~/error", "std_msgs/String", "out", "What is wrong, in words; in every state")
+DIAGNOSTICS = Topic("/diagnostics", "diagnostic_msgs/DiagnosticArray", "out", "Once a second, in every state")
+
+LANGUAGE = Interface(
+    node="language",
+    parameters=(
+        Parameter("bundle", "", "Path of the bundle to load"),
+        Parameter("max_new_tokens", 128, "Longest answer in tokens; one that is cut off is not driven", 1, 1e6, True),
+        Parameter("deadline_ms", 0.0, "Longest time of an answer in ms; 0 is any", 0, 1e7, True),
+        Parameter("temperature", 0.0, "0 takes the likeliest token, more draws", 0, 100, True),
+        Parameter("priority", 0, "Of the prompts of ~/prompt among all that want the model", -100, 100, True),
+        Parameter("queue_size", 8, "How many prompts, and how many goals, may wait; more are refused", 1, 1000),
+        Parameter("slots", 1, "Answers that are made at the same time, step by step together", 1, 64),
+        Parameter("session_folder", "", "Where ~/session saves sessions and restores them from; none: it does not"),
+        Parameter("drive", True, "Turn answers into velocities; false for a model that only talks"),
+        Parameter("linear_speed", 0.5, "Highest forward speed in m/s", 0.01, 10.0),
+        Parameter("angular_speed", 1.5707963267948966, "Highest turning speed in rad/s", 0.01, 20.0),
+        Parameter("rate_hz", 20.0, "Velocities per second", 1.0, 200.0),
+        BUNDLE_AUTOSTART,
+    ),
+    topics=(
+        Topic("~/prompt", "std_msgs/String", "in", "A prompt; each is a conversation of its own"),
+        Topic("~/tokens", "std_msgs/String", "out", "The text that each token adds, as it comes", Qos(depth=100)),
+        Topic(
+            "~/text",
+            "std_msgs/String",
+            "out",
+            "The whole answer; who comes later gets the last one",
+            Qos(depth=1, durability="transient_local"),
+        ),
+        Topic("cmd_vel", "geometry_msgs/Twist", "out", "The motion; its last message is all zeros, idle is silent"),
+        ERROR,
+        DIAGNOSTICS,
+    ),
+    services=(
+        Service("~/cancel", "std_srvs/Trigger", "Ends the answer after its current step, and drops all that wait"),
+        Service("~/generate", "edge_sdk_msgs/action/Generate", "An action: answers a conversation, piece by piece"),
+        Service("~/session", "edge_sdk_msgs/srv/ManageSession", "Saves, restores, forks, resets, closes a session"),
+    ),
+)
+
+CONTROL = Interface(
+    node="control",
+    parameters=(
+        Parameter("policy", "", "Path of the policy's bundle; with policy_entry, what that function is given"),
+        Parameter("policy_entry", "", "module:function that makes the policy instead of a bundle; it runs as the node"),
+        Parameter("command", "twist", "What is sent: one of the commands below"),
+        Parameter("command_topic", "", "Its topic; none is the usual one"),
+        Parameter("frame_id", "base_link", "The frame of stamped commands (REP 105)"),
+        Parameter("tolerance_ms", 20.0, "How far apart the stamps of an observation's messages may be", 0, 1e4),
+        Parameter("max_age_ms", 200.0, "How old the oldest of them may be", 1, 1e5),
+        Parameter("rate_hz", 0.0, "Commands per second; 0 is the policy's own rate", 0, 1000),
+        Parameter("hold_after_ms", 100.0, "Silence of the policy after which the robot brakes and holds", 0, 1e5),
+        Parameter("decay_after_ms", 300.0, "Silence after which it goes to rest", 0, 1e5),
+        Parameter("stop_after_ms", 1000.0, "Silence after which the run ends, and the node is inactive", 0, 1e5),
+        Parameter("require_subscriber", True, "Nobody who listens to the commands counts as silence", live=True),
+        BUNDLE_AUTOSTART,
+    ),
+    topics=(
+        Topic(
+            "~/estop", "std_msgs/Bool", "in", "true stops the robot and latches; false releases nothing", Qos(depth=1)
+        ),
+        Topic(
+            "~/estopped",
+            "std_msgs/Bool",
+            "out",
+            "Whether the stop is latched",
+            Qos(depth=1, durability="transient_local"),
+        ),
+        ERROR,
+        DIAGNOSTICS,
+    ),
+    services=(
+        Service("~/estop", "std_srvs/SetBool", "true stops the robot and latches; false releases that, if it may be"),
+    ),
+)
+
+SENSOR_QOS = Qos(depth=5, reliability="best_effort")
+COMMAND_QOS = Qos(depth=1)
+
+SOURCE_PARAMETERS = (
+    Parameter("type", "", "One of the sensors below; by default image or joint_state, as the policy's entry is"),
+    Parameter("topic", "", "Its topic; none is the usual one"),
+    Parameter("fields", [], "Of a vector: which numbers, in their order; by default those below"),
+)
+"""What ``sources.<name of the observation>.`` says; declared when the policy is known."""
