@@ -78,10 +78,10 @@ $(ROS)/ready: DISTRIBUTION = jazzy
 $(KILTED)/ready: DISTRIBUTION = kilted
 $(ROS)/ready $(KILTED)/ready: FIRST = --require-hashes -r ros_bridge/requirements-$(DISTRIBUTION).txt
 $(ROS)/ready $(KILTED)/ready: INSTALL = -e '.[cpu]' -e ros_bridge cmake ninja
-$(ROS)/ready $(KILTED)/ready: THEN = sh ros_bridge/edge_sdk_msgs/install.sh $(@D)
+$(ROS)/ready $(KILTED)/ready: THEN = sh ros_bridge/msgs/install.sh $(@D)
 $(ROS)/ready: ros_bridge/requirements-jazzy.txt
 $(KILTED)/ready: ros_bridge/requirements-kilted.txt
-$(ROS)/ready $(KILTED)/ready: setup.py ros_bridge/setup.py $(shell find ros_bridge/edge_sdk_msgs -type f)
+$(ROS)/ready $(KILTED)/ready: setup.py ros_bridge/setup.py $(shell find ros_bridge/msgs -type f)
 	@$(build)
 
 # A fresh environment, and how long it took.

@@ -77,7 +77,7 @@ class ControlNode(BridgeNode):
     @logged
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Loads the policy and makes its topics; FAILURE, with the reason logged, leaves the node unconfigured."""
-        policy = find_policy(self.value("policy"), self.value("policy_entry"))
+        policy = find_policy(self.value("policy"), self.value("policy_entry"), self.value("instruction"))
         self._layout = layout_of(self.value("command"), policy.config.action)
         self._sources = tuple(self._source(spec, policy) for spec in policy.config.observations)
         stages = Stages(**{f"{name}_after_ms": self.value(f"{name}_after_ms") for name in ("hold", "decay", "stop")})

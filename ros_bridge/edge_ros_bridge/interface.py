@@ -118,6 +118,7 @@ CONTROL = Interface(
     parameters=(
         Parameter("policy", "", "Path of the policy's bundle; with policy_entry, what that function is given"),
         Parameter("policy_entry", "", "module:function that makes the policy instead of a bundle; it runs as the node"),
+        Parameter("instruction", "", "What to do, where the bundle's policy reads a text"),
         Parameter("command", "twist", "What is sent: one of the commands below"),
         Parameter("command_topic", "", "Its topic; none is the usual one"),
         Parameter("frame_id", "base_link", "The frame of stamped commands (REP 105)"),

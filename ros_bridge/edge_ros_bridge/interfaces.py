@@ -1,4 +1,4 @@
-"""The messages of our own, where they are generated: colcon builds edge_sdk_msgs from the folder of that name."""
+"""The messages of our own, where they are generated: colcon builds edge_sdk_msgs from ``ros_bridge/msgs``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ try:
     from edge_sdk_msgs.srv import ManageSession
 except ImportError as error:
     Generate = ManageSession = None
-    MISSING = f"~/generate and ~/session are off: {error}. Build ros_bridge/edge_sdk_msgs to have them."
+    MISSING = f"~/generate and ~/session are off: {error}. Build ros_bridge/msgs to have them."
 else:
     MISSING = ""
 

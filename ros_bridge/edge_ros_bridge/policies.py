@@ -10,23 +10,19 @@ from edge_sdk.control.policy import Policy
 from edge_sdk.errors import ConfigError, explain
 
 
-def find_policy(path: str, entry: str) -> Policy:
-    """The policy of a bundle, or what ``module:function`` makes of the path.
+def find_policy(path: str, entry: str, instruction: str = "") -> Policy:
+    """The policy of a bundle, told what to do, or what ``module:function`` makes of the path.
 
     The function is called with the path, as a str that may be empty, and returns an ``edge_sdk.control.policy.Policy``.
-    Raises ConfigError where there is neither or it cannot be found; what a function raises is not caught.
+    Raises ConfigError where there is neither or it cannot be found, and as ``edge_sdk.load_policy``; what a function
+    raises is not caught.
     """
     if entry:
         return _function(entry)(path)
     todo = "Set the parameter policy to a bundle, or policy_entry to module:function."
     if not path:
         raise ConfigError(explain("The policy", expected="a bundle or a function", found="neither", todo=todo))
-    load: Callable[[str], Policy] | None = getattr(edge_sdk, "load_policy", None)
-    if load is None:
-        found = f"version {edge_sdk.__version__}, which has no load_policy"
-        todo = "Set the parameter policy_entry to module:function."
-        raise ConfigError(explain("Edge SDK", expected="one that loads policies", found=found, todo=todo))
-    return load(path)
+    return edge_sdk.load_policy(path, instruction=instruction)
 
 
 def _function(entry: str) -> Callable[[str], Policy]:

@@ -12,11 +12,12 @@ SHARE = get_package_share_directory("edge_ros_bridge")
 
 def generate_launch_description() -> LaunchDescription:
     """The node, which waits for a lifecycle manager unless told otherwise: it moves a robot."""
-    names = ("policy", "policy_entry", "command", "autostart")
+    names = ("policy", "policy_entry", "instruction", "command", "autostart")
     return LaunchDescription(
         [
             DeclareLaunchArgument("policy", default_value="", description="path of the policy's bundle"),
             DeclareLaunchArgument("policy_entry", default_value="", description="module:function instead of a bundle"),
+            DeclareLaunchArgument("instruction", default_value="", description="what to do, for policies that read"),
             DeclareLaunchArgument("command", default_value="twist"),
             DeclareLaunchArgument("namespace", default_value=""),
             DeclareLaunchArgument("params_file", default_value=f"{SHARE}/config/control.yaml"),

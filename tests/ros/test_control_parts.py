@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,7 @@ from edge_ros_bridge.sensors import CHANNELS, SensorError, Source, fitted, joint
 from edge_ros_bridge.stopping import Latch
 from edge_sdk.control.policy import ActionDim, ActionSpec, ObservationSpec
 from edge_sdk.control.robot import TIME_KEY
-from edge_sdk.errors import ConfigError
+from edge_sdk.errors import BundleError, ConfigError
 
 NAMES = ("camera", "joints", "imu")
 stamps = st.integers(1, 60)
@@ -280,6 +281,11 @@ def test_what_was_waited_for_ends_the_waiting() -> None:
 def test_a_policy_that_is_not_there_is_refused(path: str, entry: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         find_policy(path, entry)
+
+
+def test_a_path_alone_is_a_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        find_policy(str(tmp_path), "")
 
 
 def test_a_function_makes_a_policy_of_a_path() -> None:

@@ -211,6 +211,6 @@ def test_two_robots_in_two_namespaces_hear_only_their_own(
 
 
 def test_the_messages_package_lists_every_interface() -> None:
-    listed = (ROOT / "ros_bridge" / "edge_sdk_msgs" / "CMakeLists.txt").read_text()
-    for path in (ROOT / "ros_bridge" / "edge_sdk_msgs").glob("*/*.*"):
-        assert f'"{path.relative_to(ROOT / "ros_bridge" / "edge_sdk_msgs").as_posix()}"' in listed
+    listed = (ROOT / "ros_bridge" / "msgs" / "CMakeLists.txt").read_text()
+    for path in (ROOT / "ros_bridge" / "msgs").glob("*/*.*"):
+        assert f'"{path.relative_to(ROOT / "ros_bridge" / "msgs").as_posix()}"' in listed

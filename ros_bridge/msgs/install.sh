@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds edge_sdk_msgs into a virtual environment that holds the wheels of ros_bridge/requirements-jazzy.txt:
-#     sh ros_bridge/edge_sdk_msgs/install.sh .venvs/ros
+#     sh ros_bridge/msgs/install.sh .venvs/ros
 # Needs a C++ compiler, and CMake and Ninja in the environment or on PATH. A ROS install uses colcon instead.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
