@@ -71,12 +71,14 @@ def decoder_products(config: ModelConfig) -> int:
 
 
 def active_parameters(config: ModelConfig) -> int:
-    """Weights that a token is multiplied with: not the embeddings, of the experts the chosen ones."""
+    """Weights that a position is multiplied with: neither embeddings nor a decoder, of the experts the chosen ones."""
     idle = sum(
         2 * (spec.experts - spec.top_k) * (spec.latent or config.hidden) * spec.intermediate
         for spec in config.layers
         if isinstance(spec, MoeSpec)
     )
+    if config.policy is not None:
+        idle += config.policy.decoder.parameters(config.policy.schema, config.hidden)
     embedding = 0 if config.tie_embeddings and config.policy is None else config.vocab_size * config.hidden
     return config.parameters() - idle - embedding
 
