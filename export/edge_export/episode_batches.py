@@ -148,7 +148,8 @@ class EpisodeBatches:
                 actions[index, place, : len(there)] = there
         longest = int(self._settings.committed * chunk)
         committed = rng.integers(longest + 1, size=(*shape, 1, 1))
-        known = (np.arange(chunk)[:, None] < committed) & inside
+        committed = np.minimum(committed, inside.sum(2, keepdims=True) - 1)  # something is left to be learnt
+        known = np.arange(chunk)[:, None] < committed
         noise = rng.standard_normal(actions.shape, dtype=np.float32)
         time = (0.999 * (1 - rng.beta(1.5, 1.0, (*shape, 1, 1)))).astype(np.float32)
         return Chunks(*(torch.from_numpy(part) for part in (actions, known, inside & ~known, noise, time)))

@@ -71,9 +71,11 @@ def decoder_products(config: ModelConfig) -> int:
 
 
 def multiplied_parameters(config: ModelConfig) -> int:
-    """Weights that a token is multiplied with: not the embeddings, of the experts the chosen ones."""
+    """Weights that a position is multiplied with: neither embeddings nor a decoder, of the experts the chosen ones."""
     embedding = 0 if config.tie_embeddings and config.policy is None else config.vocab_size * config.hidden
-    return config.active_parameters() - embedding
+    policy = config.policy
+    decoder = 0 if policy is None else policy.decoder.parameters(policy.schema, config.hidden)
+    return config.active_parameters() - embedding - decoder
 
 
 def operations_per_second() -> float:

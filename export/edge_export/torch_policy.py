@@ -79,7 +79,7 @@ class HybridPolicy(HybridBody):
         return self.moved(found, self.decoder.target(chunks)[chunks.learnt.squeeze(-1)])
 
     def moved(self, found: Tensor, expected: Tensor) -> Tensor:
-        """Mean distance over an action's dimensions: absolute or, with flow matching, squared."""
+        """The mean distance over an action's dimensions, absolute or squared as the head has it, summed up."""
         return self.decoder.distance(found, expected).mean(-1).sum()
 
     def step(self, fed: Mapping[str, Tensor], states: States) -> tuple[Tensor, States]:
@@ -99,8 +99,8 @@ class HybridPolicy(HybridBody):
         The first committed_length (batch, kept) are those of ``committed``, which like noise has the actions' shape.
         """
         chunk, size = committed.shape[-2:]
-        given, drawn = (None if part is None else part.reshape(-1, chunk, size) for part in (committed, noise))
-        assert given is not None
+        given = committed.reshape(-1, chunk, size)
+        drawn = None if noise is None else noise.reshape(-1, chunk, size)
         places = torch.arange(chunk, device=committed.device)
         known = (places < committed_length.reshape(-1, 1)).unsqueeze(-1)
         condition = condition.reshape(-1, condition.shape[-1])

@@ -43,6 +43,7 @@ def test_a_batch_holds_what_the_episodes_hold() -> None:
             np.testing.assert_array_equal(batch.chunks.actions[row, place, : len(there)], scaling.normalize(there))
             known, learnt = (part[row, place, :, 0] for part in (batch.chunks.known, batch.chunks.learnt))
             assert not (known & learnt).any()
+            assert learnt.any()
             assert (known | learnt).tolist() == [step < len(there) for step in range(CHUNK)]
             assert known.tolist() == sorted(known.tolist(), reverse=True)
     lengths = batch.chunks.known.sum(2)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import onnxruntime
 import pytest
 from typer.testing import CliRunner
 
@@ -102,7 +104,7 @@ def shown(work: Path, *command: object) -> str:
 def test_a_chain_makes_a_bundle(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chain = {
         "stages": [
-            {"graph": "onnx run/model --out onnx --weights int8"},
+            {"graph": "onnx run/model --out onnx --weights int4"},
             {"bundle": "bundle run/model --graph onnx --out bundle"},
         ]
     }
@@ -110,11 +112,20 @@ def test_a_chain_makes_a_bundle(work: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(work)
     invoke("run", "chain.yaml")
     bundle = Bundle.open(work / "bundle")
-    assert bundle.manifest.weights == "int8-block32"
+    assert bundle.manifest.weights == "int4-block32"
     assert set(bundle.manifest.files) == {"model.onnx", "model.onnx.data", "policy.json"}
+    assert np.isfinite(step(bundle)).all()
     assert "(done)" in invoke("run", "chain.yaml")
     with pytest.raises(BackendError, match="a policy"):
-        invoke("engine", "bundle", "--dry-run")
+        invoke("engine", "bundle", "--board", "orin-nano-8gb", "--dry-run")
+
+
+def step(bundle: Bundle) -> np.ndarray:
+    """Actions at a state of zeros."""
+    sizes = {"batch": 1, "length": 1, "kept": 1, "capacity": 4}
+    fed = {spec.name: np.zeros(spec.sized(**sizes), spec.dtype) for spec in bundle.manifest.inputs}
+    session = onnxruntime.InferenceSession(str(bundle.file("model.onnx")))
+    return session.run(["actions"], fed)[0]
 
 
 def test_inspect_tells_what_a_policy_sees_and_does(work: Path) -> None:
@@ -127,8 +138,9 @@ def test_inspect_tells_what_a_policy_sees_and_does(work: Path) -> None:
 
 
 def test_sizes_are_those_of_what_is_stored() -> None:
-    described = schema("flow_matching", (VECTOR, CAMERA))
-    model, storage = make_policy(described, instruction=True, layers=[MAMBA, MLP]), Storage(weights="int8")
+    small = {"layers": 1, "heads": 2, "head_dim": 16, "intermediate": 64, "flow_steps": 1}
+    described, storage = schema("flow_matching", (VECTOR, CAMERA)), Storage(weights="int8")
+    model = make_policy(described, instruction=True, layers=[MAMBA, MLP], decoder=small)
     config, constants = model.config, sum(buffer.nbytes for buffer in model.buffers())
     stored = stored_bytes(config, storage)
     assert describe(config).weight_bytes["int8"] == stored == weight_bytes(config, storage) + constants
