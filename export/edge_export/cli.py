@@ -74,10 +74,11 @@ def run(
 
 
 if find_spec("torch") is not None:  # a board has none, and needs only the command above
-    from edge_export import inspect, quantize_commands, student_commands, torch_commands
+    from edge_export import episode_commands, inspect, quantize_commands, student_commands, torch_commands
 
     for commands in (torch_commands, student_commands, quantize_commands, inspect):
         app.registered_commands.extend(commands.app.registered_commands)
+    app.add_typer(episode_commands.app, name="episodes")
 
 
 def main() -> None:
