@@ -32,6 +32,7 @@ from edge_export.distil import DistilLoss, DistilSchedule
 from edge_export.documents import Pair, cut, tokenize
 from edge_export.evaluate import exact_match
 from edge_export.families import nemotron_h
+from edge_export.lessons import TokenLessons
 from edge_export.search import zero_shot_loss
 from edge_export.students import SearchSettings, make_student
 from edge_export.teacher import stored_teacher
@@ -208,7 +209,7 @@ def quarter(teacher: HybridLM, task: Task, folder: Path, seed: int) -> HybridLM:
     if not folder.exists():
         settings = SearchSettings(calibration_samples=256, calibration_batch=32, candidates=CANDIDATES, seed=seed)
         budget = Budget(params=SHARE * teacher.config.parameters())
-        student = make_student(teacher, task.train, budget, settings, folder / "tries")
+        student = make_student(teacher, TokenLessons(task.train), budget, settings, folder / "tries")
         print(f"{folder}: {student.found[0].config.pattern}, {student.found[0].shape}", flush=True)
         save_model(student.model, folder)
     return load_model(folder)

@@ -20,6 +20,9 @@ NO_TOKEN = -1
 TIME_FEATURES = 32
 """Sines and cosines that tell a flow-matching decoder the time."""
 
+TIME_WIDTH = 64
+"""Of the hidden layer that they enter."""
+
 
 class EncoderSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """From an observation to what enters the first layer: the sum of what its vectors and each image make."""
@@ -69,7 +72,7 @@ class DecoderSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Number of weights that decode a schema's actions."""
         block = 2 * hidden + 4 * self.heads * self.head_dim * hidden + 2 * self.intermediate * hidden
         actions = (schema.action_dim + 1) * hidden + (hidden + 1) * schema.action_dim
-        time = (TIME_FEATURES + 1) * hidden + (hidden + 1) * hidden
+        time = (TIME_FEATURES + 1) * TIME_WIDTH + (TIME_WIDTH + 1) * hidden
         flow = time if schema.head == "flow_matching" else 0
         return schema.chunk_length * hidden + self.layers * block + hidden + actions + flow
 

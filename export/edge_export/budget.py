@@ -104,8 +104,11 @@ def step_bytes(config: ModelConfig, storage: Storage, context: int) -> float:
 
 def _bytes_behind_embedding(config: ModelConfig, storage: Storage) -> float:
     plain = config.hidden + sum(config.hidden + _plain_parameters(spec, config.hidden) for spec in config.layers)
-    head = config.vocab_size * config.hidden
-    embeddings = head * (1 if config.tie_embeddings else 2)
+    if config.policy is not None:
+        plain += config.policy.parameters(config.hidden)
+    embedding = config.vocab_size * config.hidden
+    head = 0 if config.policy is not None else embedding
+    embeddings = embedding * (1 if config.tie_embeddings or config.policy is not None else 2)
     products = config.parameters() - plain - embeddings
     bits = products * bits_per_weight(storage)
     return (bits + head * bits_per_weight(storage, head=True)) / 8 + 4 * plain

@@ -19,7 +19,7 @@ from edge_export.families import family_of
 from edge_export.families.llava import PREPROCESSORS, with_preprocessor
 from edge_export.models import make_model
 from edge_export.prequantized import StoredTensor, quantization_config, recipes
-from edge_export.torch_model import HybridBody
+from edge_export.torch_model import HybridBody, HybridLM
 from edge_export.vision import VisionEncoder
 from edge_sdk.errors import CheckpointError, explain
 from edge_sdk.files import new_directory, sha256
@@ -211,7 +211,17 @@ def hashed_files(folder: Path) -> list[Path]:
     return [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
 
 
-def load_model(folder: Path) -> HybridBody:
+def load_model(folder: Path) -> HybridLM:
+    """A language model as :func:`load_body` has it. Raises CheckpointError for another model."""
+    model = load_body(folder)
+    if not isinstance(model, HybridLM):
+        raise CheckpointError(
+            explain(str(folder), expected="a language model", found="a policy", todo="Choose another.")
+        )
+    return model
+
+
+def load_body(folder: Path) -> HybridBody:
     """The torch model of a checkpoint, in float32. Raises CheckpointError as :class:`Checkpoint` does."""
     checkpoint = Checkpoint(folder)
     with torch.device("meta"):

@@ -24,11 +24,11 @@ Data = Annotated[
     Path,
     typer.Option(
         help="What to learn from: .txt, .jsonl, .parquet or a folder of them. A record has a text, "
-        "a prompt and its completion, or the messages of a conversation."
+        "a prompt and its completion, or the messages of a conversation. Of a policy: episodes."
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the run: checkpoint, log.csv, loss.png and the model.")]
-Test = Annotated[Optional[Path], typer.Option(help="JSONL of held-out pairs: report exact match on them.")]
+Test = Annotated[Optional[Path], typer.Option(help="Held-out pairs in JSONL, or episodes: report the scores on them.")]
 Threads = Annotated[Optional[int], typer.Option(help="Threads for torch; all cores if left out.")]
 Length = Annotated[Optional[int], typer.Option(min=2, help="Longest sample in tokens; texts are cut into such pieces.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]

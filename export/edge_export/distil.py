@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_export.data import Batch
+from edge_export.data import StepBatch
 from edge_export.teacher import Targets, Teacher, watched
-from edge_export.torch_model import HybridLM
+from edge_export.torch_model import HybridBody
 from edge_export.training import Schedule
 from edge_sdk.errors import ConfigError, explain
 
@@ -45,26 +45,43 @@ class DistilSchedule(Schedule, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.hidden_points if self.hidden_weight else 0
 
 
+Gap = Callable[[HybridBody, Tensor, Any, DistilSchedule], Tensor]
+"""From the student, what it predicts and what the teacher answers: how far they are apart, summed over the targets."""
+
+
 class DistilLoss(nn.Module):
-    """Forward KL divergence from the teacher's to the student's distribution, per target, and what is added to it."""
+    """How far the student is from the teacher, per target, and what is added to it.
 
-    def __init__(self, teacher: Teacher, schedule: DistilSchedule, residuals: ResidualDistance | None = None) -> None:
+    Unless another ``gap`` is given that is the forward KL divergence from the teacher's distribution to the student's.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        schedule: DistilSchedule,
+        residuals: ResidualDistance | None = None,
+        gap: Gap | None = None,
+    ) -> None:
         super().__init__()
-        self._teacher, self._schedule, self._residuals = teacher, schedule, residuals
+        self._teacher, self._schedule, self._residuals, self._gap = teacher, schedule, residuals, gap or token_gap
 
-    def forward(self, model: HybridLM, batch: Batch) -> Tensor:
-        schedule, counted = self._schedule, batch.targets >= 0
+    def forward(self, model: HybridBody, batch: StepBatch) -> Tensor:
+        schedule = self._schedule
         with watched(model, schedule.points) as residuals:
-            logits = model(batch.input_ids)[counted].float()
+            found = model.predict(batch)
         targets = self._teacher.of(batch)
-        loss = divergence(logits / schedule.temperature, targets) * schedule.temperature**2
+        loss = self._gap(model, found, targets, schedule)
         if schedule.data_weight:
-            data = F.cross_entropy(logits, batch.targets[counted], reduction="sum")
-            loss = (1 - schedule.data_weight) * loss + schedule.data_weight * data
+            loss = (1 - schedule.data_weight) * loss + schedule.data_weight * model.data_error(found, batch)
         if self._residuals is not None:
-            mine = [residual[counted] for residual in residuals]
+            mine = [residual[batch.counted] for residual in residuals]
             loss = loss + schedule.hidden_weight * self._residuals(mine, targets.residuals)
         return loss / batch.tokens
+
+
+def token_gap(model: HybridBody, found: Tensor, targets: Targets, schedule: DistilSchedule) -> Tensor:
+    """Of a language model's logits (tokens, vocab)."""
+    return divergence(found / schedule.temperature, targets) * schedule.temperature**2
 
 
 class ResidualDistance(nn.Module):

@@ -19,8 +19,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from edge_export.checkpoint import Checkpoint, load_model
-from edge_export.data import IGNORED, Batch
+from edge_export.checkpoint import Checkpoint, load_body
+from edge_export.data import AnyBatch
 from edge_export.models import make_model
 from edge_export.terminal import console
 from edge_export.torch_model import HybridBody
@@ -67,7 +67,7 @@ def first_before_others() -> Iterator[None]:
         dist.barrier()
 
 
-def share(batch: Batch) -> Batch:
+def share(batch: AnyBatch) -> AnyBatch:
     """This process's rows of a batch; ``tokens`` stays that of all. Raises ConfigError if they are no even shares."""
     count = world()
     if count == 1:
@@ -76,16 +76,7 @@ def share(batch: Batch) -> Batch:
         raise ConfigError(
             explain("The batch", expected=f"a multiple of {count} rows", found=len(batch.indices), todo="Change it.")
         )
-    mine = slice(dist.get_rank(), None, count)
-    targets = batch.targets[mine]
-    length = _reach(targets)
-    return Batch(batch.input_ids[mine, :length], targets[:, :length], batch.indices[mine], batch.tokens)
-
-
-def _reach(targets: Tensor) -> int:
-    """How far the targets (batch, length) reach."""
-    learnt = (targets != IGNORED).any(0).nonzero()
-    return int(learnt.max()) + 1 if len(learnt) else 1
+    return batch.rows(slice(dist.get_rank(), None, count))
 
 
 def summed(tensor: Tensor) -> Tensor:
@@ -112,7 +103,7 @@ def sharded(module: AnyModule, device: torch.device) -> AnyModule:
 def load_sharded(folder: Path, device: torch.device) -> HybridBody:
     """The model of a checkpoint on all processes, read tensor by tensor: none of them ever holds the whole of it."""
     if world() == 1:
-        return load_model(folder).to(device)
+        return load_body(folder).to(device)
     checkpoint = Checkpoint(folder)
     with torch.device("meta"):
         model = make_model(checkpoint.config)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from edge_sdk.control.normalization import require
-from edge_sdk.control.policy import PolicyConfig
-from edge_sdk.errors import CheckpointError, explain
+from edge_sdk.control.policy import POLICY_FILE, PolicyConfig
+from edge_sdk.errors import CheckpointError, ConfigError, explain
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,12 @@ class EpisodeSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Episode: ...
+
+
+def open_episodes(path: Path) -> EpisodeSource:
+    """The episodes of a folder. Raises ConfigError for one of no kind that is known here."""
+    from edge_export.episode_folder import EpisodeFolder  # which knows this module
+
+    if (path / POLICY_FILE).exists():
+        return EpisodeFolder(path)
+    raise ConfigError(explain(str(path), expected=f"episodes and a {POLICY_FILE}", found="none", todo="Give a folder."))

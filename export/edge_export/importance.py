@@ -8,37 +8,25 @@ left out. Everything is summed up batch by batch, so that memory does not grow w
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from edge_export import torch_ops
-from edge_export.data import Batch
+from edge_export.activation_sums import LayerImportance, Sums, add_norm
+from edge_export.data import StepBatch
+from edge_export.policy_importance import PolicyEnds, PolicyImportance
 from edge_export.terminal import console
 from edge_export.torch_layers import Attention, Mamba2Mixer, Mlp, Moe, Parallel
-from edge_export.torch_model import HybridLM, Layer
+from edge_export.torch_model import HybridBody, Layer
+from edge_export.torch_policy import HybridPolicy
 from edge_sdk.errors import ConfigError, explain
-
-
-@dataclass
-class LayerImportance:
-    """Scores of one layer's parts; an entry is missing where the layer has no such part."""
-
-    norm_input: Tensor
-    """Mean square of the layer's input per hidden channel (hidden), each position's scaled to a mean of 1."""
-    removal: float = 0.0
-    """Mean KL divergence of the logits without the layer, in nats per token."""
-    parts: dict[str, Tensor] = field(default_factory=dict)
-    """Mean squares: Mamba ``channels`` (heads, head_dim); ``kv_heads`` (kv_heads); ``intermediate`` and
-    ``shared_intermediate``, one per channel; ``experts`` (experts); ``expert_intermediate`` (experts, intermediate).
-    Mamba ``norm_input`` (heads, head_dim): that of the gated norm's input, as above, within each group."""
 
 
 @dataclass
@@ -50,48 +38,43 @@ class Importance:
     norm_input: Tensor
     """Of the last norm, as in :class:`LayerImportance`."""
     layers: list[LayerImportance]
-
-
-class Sums:
-    """Sums over positions by name."""
-
-    def __init__(self) -> None:
-        self.totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
-
-    def add(self, name: str, per_position: Tensor) -> None:
-        """Adds (positions, ...) up over the positions."""
-        self.totals[name] = self.totals[name] + per_position.sum(0, dtype=torch.float32).cpu()
+    policy: PolicyImportance | None = None
+    """Of a policy's encoder and decoder."""
 
 
 @torch.no_grad()
-def measure(model: HybridLM, batches: Iterable[Batch]) -> Importance:
+def measure(model: HybridBody, batches: Iterable[Any]) -> Importance:
     """Scores from calibration batches; only positions with a target count. Raises ConfigError if there are none.
 
-    Takes as many forward passes of every batch as there are layers, and one more.
+    Takes as many forward passes of every batch as there are layers, and one more; of a policy also as many as its
+    decoder has blocks.
     """
     model.eval()
-    device = model.embeddings.weight.device
     sums = [Sums() for _ in range(len(model.layers) + 1)]
-    removal, positions = torch.zeros(len(model.layers)), 0
+    ends = PolicyEnds(model) if isinstance(model, HybridPolicy) else None
+    effects: dict[nn.Module, float] = dict.fromkeys([*model.layers, *([] if ends is None else ends.blocks)], 0.0)
+    positions = targets = 0
     for batch in track(list(batches), "importance", console=console, transient=True):
-        input_ids, counted = batch.input_ids.to(device), batch.targets.to(device) >= 0
-        with _watched(model, sums, counted):
-            logits = model(input_ids)[counted].log_softmax(-1)
-        for index in range(len(model.layers)):
-            removal[index] += _removal_effect(model, index, input_ids, counted, logits)
-        positions += len(logits)
-    if not positions:
+        moved = batch.to(model.device)
+        with _watched(model, sums, moved.counted), nullcontext() if ends is None else ends.watched(moved):
+            expected = model.predict(moved)
+        for module in effects:
+            effects[module] += _removal_effect(model, module, moved, expected)
+        positions, targets = positions + int(moved.counted.sum()), targets + len(expected)
+    if not targets:
         raise ConfigError(
-            explain("The calibration data", expected="tokens to predict", found="none", todo="Give some.")
+            explain("The calibration data", expected="something to predict", found="nothing", todo="Give some.")
         )
-    means = [{name: total / positions for name, total in part.totals.items()} for part in sums]
+    means = [part.means(positions) for part in sums]
+    removal = [effect / targets for effect in effects.values()]
+    policy = None if ends is None else ends.scores(positions, targets, removal[len(model.layers) :])
     return Importance(
-        hidden=sum((part["hidden"] for part in means), torch.zeros(())),
+        hidden=sum((part["hidden"] for part in means), torch.zeros(()) if policy is None else policy.hidden),
         norm_input=means[-1]["input"],
         layers=[
-            LayerImportance(part.pop("input"), float(effect) / positions, _without(part, "hidden"))
-            for part, effect in zip(means, removal)
+            LayerImportance(part.pop("input"), effect, _without(part, "hidden")) for part, effect in zip(means, removal)
         ],
+        policy=policy,
     )
 
 
@@ -100,27 +83,18 @@ def _without(parts: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _watched(model: HybridLM, sums: list[Sums], counted: Tensor) -> Iterator[None]:
+def _watched(model: HybridBody, sums: list[Sums], counted: Tensor) -> Iterator[None]:
     """While it lasts, a forward pass adds to ``sums``, those of the layers and of the last norm."""
-    hooks = [model.norm_f.register_forward_hook(_add_norm(sums[-1], counted))]
+    hooks = [model.norm_f.register_forward_hook(add_norm(sums[-1], counted))]
     for layer, into in zip(model.layers, sums):
         assert isinstance(layer, Layer)
-        hooks.append(layer.norm.register_forward_hook(_add_norm(into, counted)))
+        hooks.append(layer.norm.register_forward_hook(add_norm(into, counted)))
         hooks += _watch_mixer(layer.mixer, into, counted)
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _add_norm(sums: Sums, counted: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        entering = inputs[0][counted].float()
-        sums.add("hidden", output[counted].square())
-        sums.add("input", F.rms_norm(entering, entering.shape[-1:]).square())
-
-    return hook
 
 
 def _watch_mixer(mixer: nn.Module, sums: Sums, counted: Tensor) -> list[RemovableHandle]:
@@ -171,13 +145,13 @@ def _add_experts(mixer: Moe, tokens: Tensor, sums: Sums) -> None:
     sums.add("expert_intermediate", torch.stack(risen_by)[None])
 
 
-def _removal_effect(model: HybridLM, index: int, input_ids: Tensor, counted: Tensor, logits: Tensor) -> float:
-    """KL divergence, summed over the counted positions, of the logits without a layer from those with it."""
+def _removal_effect(model: HybridBody, module: nn.Module, batch: StepBatch, expected: Tensor) -> float:
+    """How far the predictions of a batch move, summed over its targets, without a residual branch."""
 
-    def keep_residual(module: nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, object]) -> object:
-        return inputs[0], output[1]
+    def keep_residual(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> object:
+        return (inputs[0], *output[1:]) if isinstance(output, tuple) else inputs[0]
 
-    hook = model.layers[index].register_forward_hook(keep_residual)
-    without = model(input_ids)[counted].log_softmax(-1)
+    hook = module.register_forward_hook(keep_residual)
+    without = model.predict(batch)
     hook.remove()
-    return float(F.kl_div(without, logits, log_target=True, reduction="sum"))
+    return float(model.moved(without, expected))

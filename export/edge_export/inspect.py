@@ -24,6 +24,7 @@ from edge_export.pack import Storage
 from edge_export.torch_layers import Experts
 from edge_export.trace import trace
 from edge_sdk.model import LayerSpec, ModelConfig
+from edge_sdk.policy_spec import PolicySpec
 
 app = typer.Typer()
 
@@ -89,7 +90,7 @@ def stored_bytes(config: ModelConfig, storage: Storage) -> int | None:
     leaves = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Embedding, Experts))]
     for leaf in leaves:
         bits = 16 if isinstance(leaf, nn.Embedding) or storage.weights == "bfloat16" else int(storage.weights[3:])
-        if leaf is model.lm_head and storage.weights == "int4":
+        if leaf is getattr(model, "lm_head", None) and storage.weights == "int4":
             bits = storage.head_bits
         for name, tensor in leaf.named_parameters():
             width = tensor.shape[-1] if isinstance(leaf, nn.Linear) else tensor.shape[-2]
@@ -116,6 +117,22 @@ def special_settings(spec: msgspec.Struct) -> dict[str, Any]:
     }
 
 
+def describe_policy(spec: PolicySpec) -> dict[str, Any]:
+    """What a policy sees and does, and the sizes of its encoder and decoder."""
+    schema = spec.schema
+    return {
+        "observations": {item.name: list(item.shape) for item in schema.observations},
+        "instruction": spec.instruction,
+        "actions": [dim.name for dim in schema.action.dims],
+        "rate_hz": schema.action.rate_hz,
+        "chunk_length": schema.chunk_length,
+        "head": schema.head,
+        "stride": spec.stride,
+        "encoder": msgspec.to_builtins(spec.encoder),
+        "decoder": msgspec.to_builtins(spec.decoder),
+    }
+
+
 def describe(config: ModelConfig) -> ModelReport:
     """A model in numbers."""
     kinds: dict[str, list[LayerSpec]] = {}
@@ -126,6 +143,8 @@ def describe(config: ModelConfig) -> ModelReport:
     of_model = special_settings(config)
     for name in ("max_length", "bos_token_id", "eos_token_ids", "pad_token_id"):
         of_model.pop(name, None)
+    if config.policy is not None:
+        of_model["policy"] = describe_policy(config.policy)
     settings = {"model": of_model} | {kind: special_settings(specs[0]) for kind, specs in kinds.items()}
     settings |= {kind: {"different_layers": len(specs)} | settings[kind] for kind, specs in kinds.items() if specs[1:]}
     recurrent = config.state_bytes(batch=1, capacity=0)
@@ -187,8 +206,13 @@ def _bytes_of(value: onnx_ir.Value, sizes: Mapping[str, int]) -> int:
     if value.shape is None or value.dtype is None:
         raise ValueError(f"{value.name} has no shape")
     # an axis that the tracer left without a name counts positions
-    dims = [dim if isinstance(dim, int) else sizes[dim.value or "length"] for dim in value.shape]
+    dims = [dim if isinstance(dim, int) else _product(dim.value or "length", sizes) for dim in value.shape]
     return math.ceil(math.prod(dims) * value.dtype.itemsize)
+
+
+def _product(name: str, sizes: Mapping[str, int]) -> int:
+    """Of an axis, or of several that are one, as ``batch*kept``."""
+    return math.prod(sizes[part.strip()] for part in name.split("*"))
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from edge_export.policy_layers import Dense
 from edge_export.torch_layers import Constant, RMSNorm
-from edge_sdk.policy_spec import TIME_FEATURES, PolicySpec
+from edge_sdk.policy_spec import TIME_FEATURES, TIME_WIDTH, PolicySpec
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """What a decoder learns from: actions are normalised, and what is random was drawn before."""
+    """What a decoder learns from: actions are normalised, and what is random was drawn before.
+
+    In a batch the first axis is two, (rows, kept); :meth:`flat` makes one of them.
+    """
 
     actions: Tensor
     """(rows, chunk, action_dim)"""
@@ -35,7 +38,11 @@ class Chunks:
 
     def rows(self, chosen: slice) -> Chunks:
         """Some of the rows."""
-        return replace(self, **{name: value[chosen] for name, value in vars(self).items()})
+        return Chunks(**{name: value[chosen] for name, value in vars(self).items()})
+
+    def flat(self) -> Chunks:
+        """(rows * kept, chunk, ...) of (rows, kept, chunk, ...)."""
+        return Chunks(**{name: value.flatten(0, 1) for name, value in vars(self).items()})
 
 
 class DecoderBlock(nn.Module):
@@ -80,9 +87,9 @@ class ActionDecoder(nn.Module):
     def reset_parameters(self) -> None:
         """Random weights for training from scratch: normal, scaled down for the blocks' outputs."""
         nn.init.normal_(self.place, std=0.5)
-        for block in self.blocks:
-            for out in (block.out_proj.weight, block.down_proj.weight):
-                nn.init.normal_(out, std=(out.shape[1] * 2 * len(self.blocks)) ** -0.5)
+        for name, weight in self.blocks.named_parameters():
+            if name.endswith(("out_proj.weight", "down_proj.weight")):
+                nn.init.normal_(weight, std=(weight.shape[1] * 2 * len(self.blocks)) ** -0.5)
 
     def run(self, tokens: Tensor) -> Tensor:
         """Tokens (rows, chunk, hidden) -> what stands for their actions (rows, chunk, action_dim)."""
@@ -139,7 +146,7 @@ class FlowDecoder(ActionDecoder):
     def __init__(self, spec: PolicySpec, hidden: int, eps: float) -> None:
         super().__init__(spec, hidden, eps)
         self.steps = spec.decoder.flow_steps
-        self.time_in, self.time_out = Dense(TIME_FEATURES, hidden), Dense(hidden, hidden)
+        self.time_in, self.time_out = Dense(TIME_FEATURES, TIME_WIDTH), Dense(TIME_WIDTH, hidden)
         times = [step / self.steps for step in range(self.steps + 1)]
         self.times = Constant(time_features(torch.tensor(times, device="cpu").unsqueeze(-1)))
 

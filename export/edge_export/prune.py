@@ -12,10 +12,15 @@ import msgspec
 import torch
 from torch import Tensor
 
-from edge_export.importance import Importance, LayerImportance
-from edge_export.torch_model import HybridLM
+from edge_export.activation_sums import LayerImportance
+from edge_export.importance import Importance
+from edge_export.models import make_model
+from edge_export.policy_prune import prune_ends
+from edge_export.slices import best, prune_norm, units
+from edge_export.torch_model import HybridBody
 from edge_sdk.errors import ConfigError, explain
 from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, MlpSpec, ModelConfig, MoeSpec, ParallelSpec
+from edge_sdk.policy_spec import PolicySpec
 
 log = logging.getLogger("edge_export")
 
@@ -34,9 +39,14 @@ class StudentShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     experts: int | None = None
     expert_intermediate: int | None = None
     shared_intermediate: int | None = None
+    encoder_width: int | None = None
+    """Of a policy, as what follows."""
+    decoder_layers: int | None = None
+    decoder_heads: int | None = None
+    decoder_intermediate: int | None = None
 
 
-def prune(teacher: HybridLM, shape: StudentShape, importance: Importance) -> HybridLM:
+def prune(teacher: HybridBody, shape: StudentShape, importance: Importance) -> HybridBody:
     """The student: the teacher's most important parts, in their order. Raises ConfigError for larger sizes.
 
     A drafting head is dropped: it was trained on hidden states that the student does not have.
@@ -47,21 +57,25 @@ def prune(teacher: HybridLM, shape: StudentShape, importance: Importance) -> Hyb
         raise ConfigError(explain("The teacher", expected="a model of text", found="one that sees", todo=todo))
     if config.mtp is not None:
         log.warning("the student gets no drafting head: the teacher's was trained on the teacher's hidden states")
-    hidden = _best(importance.hidden, _size(config.hidden, shape.hidden, "hidden"))
+    hidden = best(importance.hidden, _size(config.hidden, shape.hidden, "hidden"))
     state = {name: tensor.detach().cpu() for name, tensor in teacher.state_dict().items()}
     specs: list[LayerSpec] = []
+    new = shrink(config, shape)
     pruned: dict[str, Tensor] = {
-        "embeddings.weight": state["embeddings.weight"][:, hidden],
-        "norm_f.weight": _prune_norm(state["norm_f.weight"], hidden, importance.norm_input),
-        "lm_head.weight": state["lm_head.weight"][:, hidden],
+        name: state[name][:, hidden] for name in ("embeddings.weight", "lm_head.weight") if name in state
     }
+    pruned["norm_f.weight"] = prune_norm(state["norm_f.weight"], hidden, importance.norm_input)
+    if config.policy is not None:
+        assert new.policy is not None
+        assert importance.policy is not None
+        pruned |= prune_ends(config.policy, new.policy, state, hidden, importance.policy)
     for new_index, index in enumerate(_choose_layers(config, shape, importance)):
         prefix, spec = f"layers.{index}.", config.layers[index]
         layer = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
         specs.append(shrink_spec(spec, shape))
         tensors = _prune_layer(spec, specs[-1], layer, importance.layers[index], hidden)
         pruned |= {f"layers.{new_index}.{name}": tensor for name, tensor in tensors.items()}
-    student = HybridLM(msgspec.structs.replace(config, hidden=len(hidden), layers=tuple(specs), mtp=None))
+    student = make_model(msgspec.structs.replace(new, layers=tuple(specs), mtp=None))
     student.load_state_dict(pruned)
     return student
 
@@ -75,7 +89,23 @@ def shrink(config: ModelConfig, shape: StudentShape) -> ModelConfig:
         if left[spec.kind] >= 0:
             specs.append(shrink_spec(spec, shape))
     hidden = _size(config.hidden, shape.hidden, "hidden")
-    return msgspec.structs.replace(config, hidden=hidden, layers=tuple(specs))
+    policy = None if config.policy is None else shrink_policy(config.policy, shape)
+    return msgspec.structs.replace(config, hidden=hidden, layers=tuple(specs), policy=policy)
+
+
+def shrink_policy(spec: PolicySpec, shape: StudentShape) -> PolicySpec:
+    """A policy's encoder and decoder with the student's sizes. Raises ConfigError for larger ones."""
+    encoder, decoder = spec.encoder, spec.decoder
+    width = _size(encoder.width, shape.encoder_width, "encoder_width")
+    sizes = {
+        name: _size(getattr(decoder, name), getattr(shape, f"decoder_{name}"), f"decoder_{name}")
+        for name in ("layers", "heads", "intermediate")
+    }
+    return msgspec.structs.replace(
+        spec,
+        encoder=msgspec.structs.replace(encoder, width=width),
+        decoder=msgspec.structs.replace(decoder, **sizes),
+    )
 
 
 def shrink_spec(spec: LayerSpec, shape: StudentShape) -> LayerSpec:
@@ -120,18 +150,13 @@ def _wanted_layers(config: ModelConfig, shape: StudentShape, kind: str) -> int:
     return 0 if wanted == 0 else _size(there, wanted, f"{kind} layers")
 
 
-def _best(scores: Tensor, count: int) -> Tensor:
-    """Indices of the highest scores, in their original order."""
-    return scores.topk(count).indices.sort().values
-
-
 def _choose_layers(config: ModelConfig, shape: StudentShape, importance: Importance) -> list[int]:
     """Of each kind those layers without which the logits move furthest."""
     kept: list[int] = []
     for kind in sorted({spec.kind for spec in config.layers}):
         indices = [index for index, spec in enumerate(config.layers) if spec.kind == kind]
         scores = torch.tensor([importance.layers[index].removal for index in indices])
-        kept += [indices[position] for position in _best(scores, _wanted_layers(config, shape, kind)).tolist()]
+        kept += [indices[position] for position in best(scores, _wanted_layers(config, shape, kind)).tolist()]
     return sorted(kept)
 
 
@@ -142,14 +167,7 @@ def _prune_layer(
     mixer = {name[len("mixer.") :]: tensor for name, tensor in tensors.items() if name.startswith("mixer.")}
     mixer = _prune_mixer(spec, new, mixer, scores.parts, hidden)
     renamed = {f"mixer.{name}": tensor for name, tensor in mixer.items()}
-    return {"norm.weight": _prune_norm(tensors["norm.weight"], hidden, scores.norm_input), **renamed}
-
-
-def _prune_norm(weight: Tensor, kept: Tensor, mean_square: Tensor) -> Tensor:
-    """The kept channels' weights, scaled by what dropping the others does to the root of the mean square."""
-    if len(kept) == len(weight):
-        return weight[kept]
-    return weight[kept] * mean_square[kept].mean().sqrt().clamp(min=1e-3)
+    return {"norm.weight": prune_norm(tensors["norm.weight"], hidden, scores.norm_input), **renamed}
 
 
 def _prune_mixer(
@@ -160,7 +178,7 @@ def _prune_mixer(
     if isinstance(spec, AttentionSpec) and isinstance(new, AttentionSpec):
         return _prune_attention(spec, new, mixer, parts, hidden)
     if isinstance(spec, MlpSpec) and isinstance(new, MlpSpec):
-        return _prune_mlp("", mixer, _best(parts["intermediate"], new.intermediate), hidden)
+        return _prune_mlp("", mixer, best(parts["intermediate"], new.intermediate), hidden)
     if isinstance(spec, MoeSpec) and isinstance(new, MoeSpec):
         return _prune_moe(spec, new, mixer, parts, hidden)
     if isinstance(spec, ParallelSpec) and isinstance(new, ParallelSpec):
@@ -180,21 +198,16 @@ def _prune_parallel(
     return pruned
 
 
-def _units(kept: Tensor, size: int) -> Tensor:
-    """Channels of the kept units, each of ``size`` neighbouring channels."""
-    return (kept[:, None] * size + torch.arange(size)).flatten()
-
-
 def _prune_mamba2(
     spec: Mamba2Spec, new: Mamba2Spec, mixer: dict[str, Tensor], parts: dict[str, Tensor], hidden: Tensor
 ) -> dict[str, Tensor]:
     """Keeps as many heads in every group, since B, C and the norm are the group's, and each head's best channels."""
     group_heads, group_width = spec.heads // spec.groups, spec.inner // spec.groups
-    best = torch.stack([_best(scores, new.head_dim) for scores in parts["channels"]])  # (heads, head_dim kept)
-    by_group = parts["channels"].gather(1, best).sum(1).view(spec.groups, group_heads)
+    channels_of = torch.stack([best(scores, new.head_dim) for scores in parts["channels"]])  # (heads, head_dim kept)
+    by_group = parts["channels"].gather(1, channels_of).sum(1).view(spec.groups, group_heads)
     first = torch.arange(spec.groups)[:, None]
-    kept = torch.stack([_best(scores, new.heads // spec.groups) for scores in by_group]) + first * group_heads
-    channels = (kept[..., None] * spec.head_dim + best[kept]).flatten(1)  # (groups, channels of a group)
+    kept = torch.stack([best(scores, new.heads // spec.groups) for scores in by_group]) + first * group_heads
+    channels = (kept[..., None] * spec.head_dim + channels_of[kept]).flatten(1)  # (groups, channels of a group)
     heads, inner = kept.flatten(), channels.flatten()
     conv = torch.cat([inner, spec.inner + torch.arange(2 * spec.groups * spec.state)])
     rows = torch.cat([inner, spec.inner + conv, spec.inner + spec.conv_dim + heads])
@@ -211,7 +224,7 @@ def _prune_mamba2(
             channels - first * group_width,
             parts["norm_input"].view(spec.groups, -1),
         )
-        pruned["norm.weight"] = torch.cat([_prune_norm(*norm) for norm in norms])
+        pruned["norm.weight"] = torch.cat([prune_norm(*norm) for norm in norms])
     kept_of = {"in_proj.bias": rows, "out_proj.bias": hidden}
     return pruned | {name: mixer[name][part] for name, part in kept_of.items() if name in mixer}
 
@@ -220,9 +233,9 @@ def _prune_attention(
     spec: AttentionSpec, new: AttentionSpec, mixer: dict[str, Tensor], parts: dict[str, Tensor], hidden: Tensor
 ) -> dict[str, Tensor]:
     """Keeps whole groups: a key-value head with all its query heads."""
-    groups = _best(parts["kv_heads"], new.kv_heads)
-    keys = _units(groups, spec.head_dim)
-    queries = _units(groups, spec.head_dim * spec.heads // spec.kv_heads)
+    groups = best(parts["kv_heads"], new.kv_heads)
+    keys = units(groups, spec.head_dim)
+    queries = units(groups, spec.head_dim * spec.heads // spec.kv_heads)
     rows = {"q": queries, "k": keys, "v": keys}
     pruned = {f"{part}_proj.weight": mixer[f"{part}_proj.weight"][kept][:, hidden] for part, kept in rows.items()}
     pruned["o_proj.weight"] = mixer["o_proj.weight"][hidden][:, queries]
@@ -255,9 +268,9 @@ def _prune_moe(
     spec: MoeSpec, new: MoeSpec, mixer: dict[str, Tensor], parts: dict[str, Tensor], hidden: Tensor
 ) -> dict[str, Tensor]:
     """Keeps the experts that add most to the output, and of each its own best channels."""
-    kept = _best(parts["experts"], new.experts)
-    shared = _best(parts["shared_intermediate"], new.shared_intermediate)
-    channels = [_best(parts["expert_intermediate"][expert], new.intermediate) for expert in kept]
+    kept = best(parts["experts"], new.experts)
+    shared = best(parts["shared_intermediate"], new.shared_intermediate)
+    channels = [best(parts["expert_intermediate"][expert], new.intermediate) for expert in kept]
     latent = hidden if spec.latent is None else torch.arange(spec.latent)
     up, down = mixer["experts.up_weight"], mixer["experts.down_weight"]
 

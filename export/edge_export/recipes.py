@@ -9,6 +9,7 @@ import msgspec
 
 from edge_export.budget import Budget
 from edge_export.distil import DistilSchedule
+from edge_export.episode_batches import EpisodeSettings
 from edge_export.prune import StudentShape
 from edge_export.students import SearchSettings
 from edge_export.training import Schedule
@@ -20,6 +21,8 @@ class TrainRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     model: dict[str, Any]
     schedule: Schedule
+    episodes: EpisodeSettings = EpisodeSettings()
+    """Of a policy: what it learns of an episode in a step."""
 
 
 class DistilRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -29,6 +32,8 @@ class DistilRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     student: StudentShape | None = None
     budget: Budget | None = None
     search: SearchSettings = SearchSettings()
+    episodes: EpisodeSettings = EpisodeSettings()
+    """As in :class:`TrainRecipe`."""
 
     @property
     def target(self) -> StudentShape | Budget:

@@ -16,15 +16,17 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from edge_export.data import Batch
+from edge_export.data import StepBatch
 from edge_export.families import family_of
 from edge_export.importance import Importance
+from edge_export.policy_importance import PolicyImportance
 from edge_export.prune import StudentShape, prune, shrink
 from edge_export.terminal import console
-from edge_export.torch_model import HybridLM
-from edge_export.training import cross_entropy
+from edge_export.torch_model import HybridBody
+from edge_export.training import data_loss
 from edge_sdk.errors import CheckpointError, ConfigError, explain
 from edge_sdk.model import AttentionSpec, Mamba2Spec, MlpSpec, ModelConfig, MoeSpec
+from edge_sdk.policy_spec import PolicySpec
 
 CHANNEL_UNIT = 16
 """Widths are multiples of it where the teacher's is: whole vectors, tiles and int4 blocks."""
@@ -47,7 +49,7 @@ class Candidate:
     kept: float
     """Mean share of the importance that is kept, over the axes."""
     loss: float | None = None
-    """On calibration data, in nats per token."""
+    """On calibration data; of a language model in nats per token."""
 
 
 Cost = Callable[[ModelConfig], float]
@@ -83,10 +85,10 @@ def candidates(
 
 
 def by_zero_shot(
-    teacher: HybridLM, importance: Importance, found: Sequence[Candidate], batches: Sequence[Batch]
+    teacher: HybridBody, importance: Importance, found: Sequence[Candidate], batches: Sequence[StepBatch]
 ) -> list[Candidate]:
     """The candidates with their loss right after pruning, the smallest first; one student is in memory at a time."""
-    device = teacher.embeddings.weight.device
+    device = teacher.device
     judged = [
         replace(item, loss=zero_shot_loss(prune(teacher, item.shape, importance).to(device), batches))
         for item in track(found, "candidates", console=console, transient=True)
@@ -95,11 +97,11 @@ def by_zero_shot(
 
 
 @torch.inference_mode()
-def zero_shot_loss(model: HybridLM, batches: Sequence[Batch]) -> float:
-    """Mean negative log-likelihood of the targets, in nats per token."""
+def zero_shot_loss(model: HybridBody, batches: Sequence[StepBatch]) -> float:
+    """Mean error of the targets; of a language model the negative log-likelihood, in nats per token."""
     model.eval()
-    device = model.embeddings.weight.device
-    total = sum(float(cross_entropy(model, batch.to(device))) * batch.tokens for batch in batches)
+    device = model.device
+    total = sum(float(data_loss(model, batch.to(device))) * batch.tokens for batch in batches)
     return total / sum(batch.tokens for batch in batches)
 
 
@@ -121,6 +123,12 @@ def axis_sizes(config: ModelConfig) -> dict[str, list[int]]:
             axes["experts"] = [spec.experts] if spec.n_group > 1 else _multiples(spec.experts, 1, at_least=spec.top_k)
             axes["expert_intermediate"] = _widths(spec.intermediate)
             axes["shared_intermediate"] = _widths(spec.shared_intermediate)
+    if config.policy is not None:
+        encoder, decoder = config.policy.encoder, config.policy.decoder
+        axes |= {"encoder_width": _widths(encoder.width)} if encoder.width else {}
+        axes["decoder_layers"] = list(range(max(1, decoder.layers // 2), decoder.layers + 1))
+        axes["decoder_heads"] = _multiples(decoder.heads, 1)
+        axes["decoder_intermediate"] = _widths(decoder.intermediate)
     return axes
 
 
@@ -173,6 +181,8 @@ def _axis_scores(config: ModelConfig, importance: Importance | None) -> Iterator
         indices = [index for index, spec in enumerate(config.layers) if spec.kind == kind]
         removal = [1.0 if importance is None else importance.layers[index].removal for index in indices]
         yield f"layers.{kind}", torch.tensor(removal)
+    if config.policy is not None:
+        yield from _policy_scores(config.policy, None if importance is None else importance.policy)
     for index, spec in enumerate(config.layers):
         sizes: dict[str, tuple[str, tuple[int, ...]]] = {}
         if isinstance(spec, Mamba2Spec):
@@ -197,3 +207,16 @@ def _axis_scores(config: ModelConfig, importance: Importance | None) -> Iterator
                 yield axis, importance.layers[index].parts["channels"].sum(1).view(shape)
             else:
                 yield axis, importance.layers[index].parts[part]
+
+
+def _policy_scores(spec: PolicySpec, importance: PolicyImportance | None) -> Iterator[tuple[str, Tensor]]:
+    """As :func:`_axis_scores`, of a policy's encoder and decoder."""
+    encoder, decoder = spec.encoder, spec.decoder
+    if encoder.width:
+        measured = None if importance is None else importance.encoder_width
+        yield "encoder_width", torch.ones(encoder.width) if measured is None else measured
+    blocks = [] if importance is None else importance.blocks
+    yield "decoder_layers", torch.tensor([block.removal for block in blocks] or [1.0] * decoder.layers)
+    for axis in ("heads", "intermediate"):
+        for scores in [block.parts[axis] for block in blocks] or [torch.ones(getattr(decoder, axis))]:
+            yield f"decoder_{axis}", scores

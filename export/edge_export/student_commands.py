@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -13,7 +12,7 @@ import typer
 from rich.table import Table
 
 from edge_export.budget import CONTEXT, Budget, step_ms, weight_bytes
-from edge_export.checkpoint import load_model, read_config, save_model
+from edge_export.checkpoint import load_body, read_config, save_model
 from edge_export.command_options import (
     Data,
     Device,
@@ -22,23 +21,21 @@ from edge_export.command_options import (
     TensorBoard,
     Test,
     Threads,
-    pairs,
     set_threads,
-    stored_samples,
     write_report,
 )
-from edge_export.data import Sample
 from edge_export.distributed import is_first, joined, load_sharded, world
 from edge_export.dry_run import DryRun, show_estimate
 from edge_export.estimate import estimate_distillation, estimate_search
-from edge_export.evaluate import exact_match
+from edge_export.learning import read_lessons, scores
+from edge_export.lessons import Lessons
 from edge_export.pack import Storage
 from edge_export.prune import StudentShape, shrink
 from edge_export.recipes import DistilRecipe, read_recipe
 from edge_export.search import Candidate, candidates
 from edge_export.students import SearchSettings, make_student, train_student
 from edge_export.terminal import console
-from edge_export.torch_model import HybridLM
+from edge_export.torch_model import HybridBody
 from edge_sdk.errors import ConfigError, explain
 from edge_sdk.files import new_file
 from edge_sdk.model import ModelConfig
@@ -86,11 +83,11 @@ def prune(
     if data is None:
         raise ConfigError(explain("--data", expected="calibration data", found="none", todo="Give some."))
     work = out.with_name(f".{out.name}.work")
-    found = stored_samples(data, checkpoint, work, config, length)
-    teacher = load_model(checkpoint).to(torch.device(device))
-    student = make_student(teacher, found, target, settings, work / "tries")
+    lessons = read_lessons(data, checkpoint, work, config, length=length)
+    teacher = load_body(checkpoint).to(torch.device(device))
+    student = make_student(teacher, lessons, target, settings, work / "tries")
     save_model(student.model.cpu(), out, tokenizer_from=checkpoint)
-    shutil.rmtree(work)
+    shutil.rmtree(work, ignore_errors=True)  # episodes are not copied there
     _show(student.found, storage, board, context)
 
 
@@ -148,7 +145,7 @@ def distil(
         show_estimate(estimate_distillation(smaller, config, plan.schedule, length or config.max_length), out)
         return
     with joined(torch.device(device)) as place:
-        samples = stored_samples(data, teacher, out, config, length)
+        lessons = read_lessons(data, teacher, out, config, length=length, settings=plan.episodes)
         if student is not None:
             model = load_sharded(student, place)
         elif world() > 1:
@@ -156,30 +153,26 @@ def distil(
                 explain("Several processes", expected="--student", found="none", todo="Run `edge-export prune` first.")
             )
         else:
-            model = _kept_student(teacher, samples, plan, out, place)
+            model = _kept_student(teacher, lessons, plan, out, place)
         if from_scratch:
             model.reset_parameters(plan.schedule.seed)
         trained = train_student(
-            model, None if from_scratch else teacher, samples, plan.schedule, out, tensorboard=tensorboard
+            model, None if from_scratch else teacher, lessons, plan.schedule, out, tensorboard=tensorboard
         )
         if is_first():
             save_model(trained, out / "model", tokenizer_from=teacher)
-            _report(
-                trained, config, plan, out, None if test is None else exact_match(trained, pairs(test, teacher, config))
-            )
+            _report(trained, config, plan, out, {} if test is None else scores(trained, test, teacher))
 
 
-def _kept_student(
-    teacher: Path, samples: Sequence[Sample], plan: DistilRecipe, out: Path, device: torch.device
-) -> HybridLM:
+def _kept_student(teacher: Path, lessons: Lessons, plan: DistilRecipe, out: Path, device: torch.device) -> HybridBody:
     """The pruned student in the run's folder, made there first: a run that goes on must begin with the same one."""
     note, wanted = out / "student.json", msgspec.json.encode((plan.target, plan.search))
     if not (note.exists() and note.read_bytes() == wanted):
-        made = make_student(load_model(teacher).to(device), samples, plan.target, plan.search, out / "tries")
+        made = make_student(load_body(teacher).to(device), lessons, plan.target, plan.search, out / "tries")
         save_model(made.model.cpu(), out / "student", tokenizer_from=teacher)
         with new_file(note) as path:
             path.write_bytes(wanted)
-    return load_model(out / "student").to(device)
+    return load_body(out / "student").to(device)
 
 
 def _smaller(config: ModelConfig, plan: DistilRecipe, student: Path | None) -> ModelConfig:
@@ -188,11 +181,11 @@ def _smaller(config: ModelConfig, plan: DistilRecipe, student: Path | None) -> M
     return _found_without_data(config, plan.target, plan.search)[0].config
 
 
-def _report(model: HybridLM, teacher: ModelConfig, plan: DistilRecipe, out: Path, match: float | None) -> None:
+def _report(model: HybridBody, teacher: ModelConfig, plan: DistilRecipe, out: Path, found: dict[str, float]) -> None:
     report: dict[str, object] = {
         "parameters": model.config.parameters(),
         "teacher_parameters": teacher.parameters(),
         "steps": plan.schedule.steps,
         "pattern": model.config.pattern,
     }
-    write_report(report | ({} if match is None else {"exact_match": match}), out)
+    write_report(report | found, out)

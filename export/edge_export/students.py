@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,15 +11,15 @@ import torch
 
 from edge_export.budget import Budget
 from edge_export.checkpoint import read_config
-from edge_export.data import Batch, Batches, Sample, collate
+from edge_export.data import StepBatch
 from edge_export.distil import DistilLoss, DistilSchedule, ResidualDistance
-from edge_export.distributed import load_sharded, sharded, whole_model
+from edge_export.distributed import sharded, whole_model
 from edge_export.importance import measure
+from edge_export.lessons import Lessons
 from edge_export.prune import StudentShape, prune
 from edge_export.search import Candidate, by_zero_shot, candidates, zero_shot_loss
-from edge_export.teacher import LiveTeacher, Teacher, stored_teacher
-from edge_export.torch_model import HybridLM
-from edge_export.training import LossFunction, Trainer, cross_entropy
+from edge_export.torch_model import HybridBody
+from edge_export.training import LossFunction, Trainer
 
 
 class SearchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,31 +38,31 @@ class SearchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     seed: int = 0
 
 
-def calibration_batches(samples: Sequence[Sample], settings: SearchSettings) -> list[Batch]:
+def calibration_batches(lessons: Lessons, settings: SearchSettings) -> list[StepBatch]:
     """Samples drawn by the seed, those of similar lengths together."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    drawn = torch.randperm(len(samples), generator=generator)[: settings.calibration_samples].tolist()
-    drawn.sort(key=lambda index: len(samples[index].ids))
-    size = settings.calibration_batch
-    return [collate(samples, drawn[start : start + size]) for start in range(0, len(drawn), size)]
+    generator, size = torch.Generator().manual_seed(settings.seed), settings.calibration_batch
+    source = lessons.batches(size, settings.seed)
+    drawn = torch.randperm(len(source.lengths), generator=generator)[: settings.calibration_samples].tolist()
+    drawn.sort(key=lambda index: source.lengths[index])
+    return [source.of(drawn[start : start + size]) for start in range(0, len(drawn), size)]
 
 
 @dataclass(frozen=True)
 class Student:
     """A pruned model, and the candidates that it was chosen from, the best first; one if the shape was given."""
 
-    model: HybridLM
+    model: HybridBody
     found: list[Candidate]
 
 
 def make_student(
-    teacher: HybridLM, samples: Sequence[Sample], target: StudentShape | Budget, settings: SearchSettings, tries: Path
+    teacher: HybridBody, lessons: Lessons, target: StudentShape | Budget, settings: SearchSettings, tries: Path
 ) -> Student:
     """Prunes to a shape, or to the best shape within a budget; brief distillations run in the folder ``tries``.
 
     Raises ConfigError for a shape that is no part of the teacher, and for a budget that nothing fits.
     """
-    batches = calibration_batches(samples, settings)
+    batches = calibration_batches(lessons, settings)
     importance = measure(teacher, batches)
     if isinstance(target, StudentShape):
         model = prune(teacher, target, importance)
@@ -77,8 +76,8 @@ def make_student(
         return Student(prune(teacher, found[0].shape, importance), found)
     tried = []
     for place, item in enumerate(found[: settings.tries]):
-        model = prune(teacher, item.shape, importance).to(teacher.embeddings.weight.device)
-        model = _distil_briefly(teacher, model, samples, settings, tries / str(place))
+        model = prune(teacher, item.shape, importance).to(teacher.device)
+        model = _distil_briefly(teacher, model, lessons, settings, tries / str(place))
         tried.append((replace(item, loss=zero_shot_loss(model, batches)), model))
     tried.sort(key=lambda pair: pair[0].loss or 0.0)
     shutil.rmtree(tries)
@@ -86,30 +85,30 @@ def make_student(
 
 
 def _distil_briefly(
-    teacher: HybridLM, model: HybridLM, samples: Sequence[Sample], settings: SearchSettings, folder: Path
-) -> HybridLM:
+    teacher: HybridBody, model: HybridBody, lessons: Lessons, settings: SearchSettings, folder: Path
+) -> HybridBody:
     schedule = DistilSchedule(
         steps=settings.try_steps, batch_size=settings.try_batch_size, warmup_steps=settings.try_steps // 10, top_k=0
     )
-    loss = DistilLoss(LiveTeacher(teacher, schedule.temperature), schedule)
-    return Trainer(model, Batches(samples, schedule.batch_size, settings.seed), schedule, folder, loss, "try").run()
+    loss = DistilLoss(lessons.live_teacher(teacher, schedule), schedule, gap=lessons.gap)
+    return Trainer(model, lessons.batches(schedule.batch_size, settings.seed), schedule, folder, loss, "try").run()
 
 
 def train_student(
-    student: HybridLM,
+    student: HybridBody,
     teacher: Path | None,
-    samples: Sequence[Sample],
+    lessons: Lessons,
     schedule: DistilSchedule,
     out: Path,
     *,
     tensorboard: bool = False,
-) -> HybridLM:
+) -> HybridBody:
     """Distils a checkpoint into a student; without a teacher it learns from the data alone. Goes on where it stopped.
 
     The student may be shared out over processes, and then a live teacher is too; what is returned is whole.
     """
-    batches, device = Batches(samples, schedule.batch_size, schedule.seed), student.embeddings.weight.device
-    loss: LossFunction = cross_entropy
+    batches, device = lessons.batches(schedule.batch_size, schedule.seed), student.device
+    loss: LossFunction = lessons.loss
     if teacher is not None:
         residuals = None
         if schedule.hidden_weight:
@@ -117,16 +116,7 @@ def train_student(
             widths = (student.config.hidden, read_config(teacher).hidden)
             residuals = ResidualDistance(*widths, schedule.hidden_points, schedule.hidden_distance)
             residuals = sharded(residuals.to(device), device)
-        loss = DistilLoss(_answers(teacher, samples, schedule, out / "teacher", device), schedule, residuals)
+        answers = lessons.teacher(teacher, schedule, out / "teacher", device)
+        loss = DistilLoss(answers, schedule, residuals, lessons.gap)
     title = "train" if teacher is None else "distil"
     return whole_model(Trainer(student, batches, schedule, out, loss, title, tensorboard=tensorboard).run())
-
-
-def _answers(
-    teacher: Path, samples: Sequence[Sample], schedule: DistilSchedule, folder: Path, device: torch.device
-) -> Teacher:
-    if not schedule.top_k:
-        return LiveTeacher(load_sharded(teacher, device), schedule.temperature, schedule.points)
-    return stored_teacher(
-        teacher, samples, folder, top_k=schedule.top_k, temperature=schedule.temperature, device=device
-    )

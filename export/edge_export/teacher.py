@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -16,10 +16,10 @@ from rich.progress import track
 from torch import Tensor
 
 from edge_export.checkpoint import load_model, read_config
-from edge_export.data import Batch, Sample, collate, lengths
+from edge_export.data import Batch, Sample, StepBatch, collate, lengths
 from edge_export.distributed import first_before_others, is_first
 from edge_export.terminal import console
-from edge_export.torch_model import HybridLM
+from edge_export.torch_model import HybridBody, HybridLM
 from edge_sdk.files import resumable_directory, sha256
 
 BATCH_TOKENS = 16_384
@@ -44,8 +44,8 @@ class Targets:
 class Teacher(Protocol):
     """Answers for a batch."""
 
-    def of(self, batch: Batch) -> Targets:
-        """The distributions at the batch's targets, in their order."""
+    def of(self, batch: Any) -> Any:
+        """What it says where the batch has something to be learnt, in its order; and residual streams."""
         ...
 
 
@@ -65,8 +65,30 @@ class LiveTeacher:
         return Targets(softened, residuals=tuple(residual[counted] for residual in residuals))
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a teacher predicts, and its residual streams as in :class:`Targets`."""
+
+    output: Tensor
+    residuals: tuple[Tensor, ...]
+
+
+class LivePolicyTeacher:
+    """A policy that is asked anew in every step, since every step's noise is another."""
+
+    def __init__(self, model: HybridBody, points: int = 0) -> None:
+        self.model, self._points = model.eval().requires_grad_(False), points
+
+    @torch.no_grad()
+    def of(self, batch: StepBatch) -> Answers:
+        """Actions or velocities (targets, action_dim)."""
+        with watched(self.model, self._points) as residuals:
+            output = self.model.predict(batch)
+        return Answers(output, tuple(residual[batch.counted] for residual in residuals))
+
+
 @contextmanager
-def watched(model: HybridLM, points: int) -> Iterator[list[Tensor]]:
+def watched(model: HybridBody, points: int) -> Iterator[list[Tensor]]:
     """A list to which a forward pass adds the residual stream (batch, length, hidden) at evenly spaced layers.
 
     The last point is the last layer's output.
@@ -147,7 +169,7 @@ def _store(model: HybridLM, samples: Sequence[Sample], folder: Path, key: CacheK
     batches = _similar_lengths(samples)
     done = int(progress.read_text()) if progress.exists() else 0
     for index in track(range(done, len(batches)), "teacher logits", console=console, transient=True):
-        batch = collate(samples, batches[index]).to(model.embeddings.weight.device)
+        batch = collate(samples, batches[index]).to(model.device)
         counted = batch.targets >= 0
         top, rest, chosen = _top(model(batch.input_ids)[counted].float() / key.temperature, key.top_k)
         rows = np.concatenate([np.arange(starts[sample], starts[sample + 1]) for sample in batch.indices])

@@ -15,7 +15,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
-from edge_export.checkpoint import load_model, save_model
+from edge_export.checkpoint import load_body, save_model
 from edge_export.command_options import (
     Data,
     Device,
@@ -24,26 +24,21 @@ from edge_export.command_options import (
     TensorBoard,
     Test,
     Threads,
-    pairs,
     set_threads,
-    stored_samples,
     write_report,
 )
-from edge_export.data import Batches
 from edge_export.distributed import is_first, joined, sharded, whole_model
 from edge_export.dry_run import DryRun, show_estimate
-from edge_export.evaluate import exact_match
 from edge_export.export_estimate import estimate_bundle, estimate_export
-from edge_export.families import family_of
+from edge_export.learning import described_model, read_lessons, scores
 from edge_export.logs import plot_losses
+from edge_export.models import make_model
 from edge_export.pack import Storage, export_graph, make_bundle
 from edge_export.plan import read_plan
 from edge_export.recipes import TrainRecipe, read_recipe
 from edge_export.terminal import console
-from edge_export.torch_model import HybridLM
-from edge_export.training import Trainer, cross_entropy
+from edge_export.training import Trainer
 from edge_export.weights import Progress
-from edge_sdk.model import ModelConfig
 
 app = typer.Typer()
 
@@ -52,8 +47,11 @@ app = typer.Typer()
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe with `model` (config.json) and `schedule`.")],
     data: Data,
-    tokenizer: Annotated[Path, typer.Option(help="Folder with tokenizer.json and chat_template.jinja.")],
     out: Out,
+    tokenizer: Annotated[
+        Optional[Path],
+        typer.Option(help="Folder with tokenizer.json and chat_template.jinja; not for policies without instruction."),
+    ] = None,
     test: Test = None,
     length: Length = None,
     device: Device = "cpu",
@@ -63,32 +61,30 @@ def train(
     """Train a model from scratch; run again after an interruption to go on."""
     set_threads(threads)
     plan = read_recipe(recipe, TrainRecipe)
-    config: ModelConfig = family_of(plan.model).parse_config(plan.model)
+    config = described_model(plan.model, data)
     with joined(torch.device(device)) as place:
-        samples = stored_samples(data, tokenizer, out, config, length)
-        model = HybridLM(config)
+        lessons = read_lessons(data, tokenizer, out, config, length=length, settings=plan.episodes)
+        model = make_model(config)
         model.reset_parameters(plan.schedule.seed)
         model = sharded(model.to(place), place)
-        batches = Batches(samples, plan.schedule.batch_size, plan.schedule.seed)
-        model = whole_model(
-            Trainer(model, batches, plan.schedule, out, cross_entropy, "train", tensorboard=tensorboard).run()
-        )
+        batches = lessons.batches(plan.schedule.batch_size, plan.schedule.seed)
+        trainer = Trainer(model, batches, plan.schedule, out, lessons.loss, "train", tensorboard=tensorboard)
+        model = whole_model(trainer.run())
         if is_first():
             save_model(model, out / "model", tokenizer_from=tokenizer)
             report: dict[str, object] = {"parameters": config.parameters(), "steps": plan.schedule.steps}
             if test is not None:
-                report["exact_match"] = exact_match(model, pairs(test, tokenizer, config))
+                report |= scores(model, test, tokenizer)
             write_report(report, out)
 
 
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
-    test: Annotated[Path, typer.Option(help="JSONL of {prompt, completion} pairs.")],
+    test: Annotated[Path, typer.Option(help="JSONL of {prompt, completion} pairs; of a policy, episodes.")],
 ) -> None:
-    """Exact match of a checkpoint on held-out pairs."""
-    model = load_model(checkpoint)
-    print(json.dumps({"exact_match": exact_match(model, pairs(test, checkpoint, model.config))}))
+    """Exact match of a checkpoint on held-out pairs; of a policy, its actions' errors on held-out episodes."""
+    print(json.dumps(scores(load_body(checkpoint), test, checkpoint)))
 
 
 @app.command()

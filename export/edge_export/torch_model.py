@@ -6,11 +6,13 @@ Parameter names are those of a Nemotron-H checkpoint without its ``backbone.`` p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edge_export.data import Batch
 from edge_export.torch_layers import Mamba2Mixer, RMSNorm, States, make_mixer, mix, times
 from edge_sdk.model import LayerSpec, ModelConfig, MtpSpec, state_specs
 from edge_sdk.tensor_spec import TensorSpec
@@ -85,6 +87,18 @@ class HybridBody(nn.Module):
             if isinstance(module, Mamba2Mixer):
                 module.reset_parameters()
 
+    def predict(self, batch: Any) -> Tensor:
+        """What it says where a batch has something to be learnt; the first axis counts ``batch.tokens``."""
+        raise NotImplementedError
+
+    def data_error(self, found: Tensor, batch: Any) -> Tensor:
+        """How far :meth:`predict` is from a batch's own targets, summed up."""
+        raise NotImplementedError
+
+    def moved(self, found: Tensor, expected: Tensor) -> Tensor:
+        """How far one prediction is from another, summed up."""
+        raise NotImplementedError
+
     def empty_states(self, batch: int, capacity: int) -> States:
         """The states before the first token, with caches of ``capacity`` positions."""
         return self._zeros(self.config.past_specs(), batch, capacity)
@@ -155,6 +169,18 @@ class HybridLM(HybridBody):
         for layer in self.layers:
             x, _ = layer(x)
         return self.logits(x)
+
+    def predict(self, batch: Batch) -> Tensor:
+        """Logits (targets, vocab)."""
+        return self(batch.input_ids)[batch.counted].float()
+
+    def data_error(self, found: Tensor, batch: Batch) -> Tensor:
+        """Negative log-likelihood of the targets."""
+        return F.cross_entropy(found, batch.targets[batch.counted], reduction="sum")
+
+    def moved(self, found: Tensor, expected: Tensor) -> Tensor:
+        """KL divergence of the distributions that were found from those expected."""
+        return F.kl_div(found.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="sum")
 
     def step(
         self, input_ids: Tensor, past_length: Tensor, logit_positions: Tensor, states: States

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from edge_export.episode_batches import EpisodeBatch
 from edge_export.policy_decoder import make_decoder
 from edge_export.policy_encoder import ObservationEncoder
 from edge_export.policy_layers import Dense, Normalizer
@@ -63,6 +64,23 @@ class HybridPolicy(HybridBody):
         for layer in self.layers:
             x, _ = layer(x)
         return self.norm_f(x)
+
+    def predict(self, batch: EpisodeBatch) -> Tensor:
+        """What the decoder is to learn (actions, action_dim): actions, or with flow matching velocities."""
+        x = self(batch.observations, batch.input_ids)
+        rows = torch.arange(len(x), device=x.device).unsqueeze(-1)
+        chunks = batch.chunks.flat()
+        output = self.decoder.output(x[rows, batch.positions].flatten(0, 1), chunks)
+        return output[chunks.learnt.squeeze(-1)].float()
+
+    def data_error(self, found: Tensor, batch: EpisodeBatch) -> Tensor:
+        """As :meth:`moved`, from what the batch's actions say."""
+        chunks = batch.chunks.flat()
+        return self.moved(found, self.decoder.target(chunks)[chunks.learnt.squeeze(-1)])
+
+    def moved(self, found: Tensor, expected: Tensor) -> Tensor:
+        """Mean distance over an action's dimensions: absolute or, with flow matching, squared."""
+        return self.decoder.distance(found, expected).mean(-1).sum()
 
     def step(self, fed: Mapping[str, Tensor], states: States) -> tuple[Tensor, States]:
         """What the graph computes, from its inputs by name (``PolicySpec.inputs``) and the states.

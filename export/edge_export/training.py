@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal
 
 import msgspec
 import torch
@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from edge_export.data import Batch, Batches
+from edge_export.data import Batch, BatchSource, StepBatch
 from edge_export.distributed import is_first, like, share, summed, whole, world
 from edge_export.logs import add_events, plot_losses, write_log
 from edge_export.terminal import console, interruptible
 from edge_export.torch_layers import Moe
-from edge_export.torch_model import HybridLM
+from edge_export.torch_model import AnyModel, HybridBody, HybridLM
 from edge_sdk.errors import CheckpointError, EdgeError, explain
 from edge_sdk.files import new_directory
 
@@ -64,17 +64,17 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-LossFunction = Callable[[HybridLM, Batch], Tensor]
-"""The sum over a batch's targets over ``batch.tokens``. One that is a module has its parameters trained as well."""
+LossFunction = Callable[[Any, Any], Tensor]
+"""Of a model and a batch: the sum over its targets over ``batch.tokens``. One that is a module is trained as well."""
 
 
-class Trainer:
+class Trainer(Generic[AnyModel]):
     """A model, its optimizer and a folder that holds the run's log and its last checkpoint."""
 
     def __init__(
         self,
-        model: HybridLM,
-        batches: Batches,
+        model: AnyModel,
+        batches: BatchSource,
         schedule: Schedule,
         folder: Path,
         loss: LossFunction,
@@ -84,7 +84,7 @@ class Trainer:
     ) -> None:
         self.model, self.batches, self.schedule, self.folder = model, batches, schedule, folder
         self.loss, self.title, self.step, self.tokens, self.seconds = loss, title, 0, 0, 0.0
-        self.device, self.tensorboard = model.embeddings.weight.device, tensorboard
+        self.device, self.tensorboard = model.device, tensorboard
         self.parameters = dict(model.named_parameters())
         if isinstance(loss, nn.Module):
             self.parameters |= {f"loss.{name}": parameter for name, parameter in loss.named_parameters()}
@@ -96,7 +96,7 @@ class Trainer:
         self.rows: list[tuple[float, ...]] = []
         self._shown = 0
 
-    def run(self) -> HybridLM:
+    def run(self) -> AnyModel:
         """Trains to the schedule's end, from the folder's checkpoint where there is one."""
         _keep_freed_memory()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -225,7 +225,7 @@ class Trainer:
 
 
 @contextmanager
-def recomputed(model: HybridLM) -> Iterator[None]:
+def recomputed(model: HybridBody) -> Iterator[None]:
     """Every layer keeps nothing but its input for the backward pass (gradient checkpointing, arXiv 1604.06174)."""
     for layer in model.layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
@@ -247,6 +247,11 @@ def _keep_freed_memory() -> None:
         mmap_threshold, trim_threshold, largest = -3, -1, 2**30
         mallopt(mmap_threshold, largest)
         mallopt(trim_threshold, largest)
+
+
+def data_loss(model: HybridBody, batch: StepBatch) -> Tensor:
+    """What a batch's own targets say of a model."""
+    return model.data_error(model.predict(batch), batch) / batch.tokens
 
 
 def cross_entropy(model: HybridLM, batch: Batch) -> Tensor:

@@ -14,7 +14,8 @@ from edge_export.families import policy
 from edge_export.pack import Storage, export_graph, make_bundle
 from edge_export.torch_policy import HybridPolicy
 from edge_sdk import Bundle
-from edge_sdk.control.policy import ActionDim, ActionSpec, Normalization, ObservationSpec, PolicyConfig
+from edge_sdk.control.normalization import Normalization
+from edge_sdk.control.policy import ActionDim, ActionSpec, ObservationSpec, PolicyConfig
 
 WORDS = ("reach", "the", "left", "right", "target", "then", "stop", "[UNK]")
 
