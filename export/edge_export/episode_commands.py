@@ -14,8 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from edge_export.dry_run import DryRun, Estimate, show_estimate
-from edge_export.episode_sources import open_episodes
-from edge_export.episodes import EpisodeSource
+from edge_export.episodes import EpisodeSource, open_episodes
 from edge_export.lerobot.writer import new_dataset
 from edge_export.terminal import console
 from edge_sdk.control.policy import PolicyConfig

@@ -81,7 +81,9 @@ class Selected(gymnasium.ObservationWrapper[Any, Any, Any]):
         assert isinstance(env.observation_space, gymnasium.spaces.Box)
         self._indices = list(indices)
         space = env.observation_space
-        self.observation_space = gymnasium.spaces.Box(space.low[self._indices], space.high[self._indices])
+        self.observation_space = gymnasium.spaces.Box(
+            space.low[self._indices], space.high[self._indices], dtype=np.float64
+        )
 
     def observation(self, observation: Any) -> Any:
         """Those elements."""

@@ -1,10 +1,13 @@
 """A Reacher-v5 with two targets and an instruction that says which to reach, or in which order.
 
+    python samples/policies/two_targets.py build/policies/tokenizer     # the instructions' words as tokens
+
 Whether the first of two was reached is in no observation: the policy has to remember it.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -21,12 +24,14 @@ from tasks import Element, Env, Task
 INSTRUCTIONS = {
     "reach the left target": ("left",),
     "reach the right target": ("right",),
-    "reach the left target , then the right one": ("left", "right"),
-    "reach the right target , then the left one": ("right", "left"),
-    "touch the left target first , then the right one": ("left", "right"),
-    "touch the right target first , then the left one": ("right", "left"),
+    "reach the left target, then the right one": ("left", "right"),
+    "reach the right target, then the left one": ("right", "left"),
+    "touch the left target first, then the right one": ("left", "right"),
+    "touch the right target first, then the left one": ("right", "left"),
 }
 """What each asks for."""
+
+UNKNOWN = "<unk>"
 
 STEPS = 100
 HELD_STEPS = 5
@@ -120,6 +125,18 @@ def _scene() -> Path:
     return path
 
 
+def write_tokenizer(folder: Path) -> None:
+    """A word-level tokenizer of the instructions."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    split = pre_tokenizers.Whitespace()
+    words = sorted({word for text in INSTRUCTIONS for word, _ in split.pre_tokenize_str(text)})
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate([UNKNOWN, *words])}, UNKNOWN))
+    tokenizer.pre_tokenizer = split
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 def succeeded(env: Env, outcome: Outcome) -> bool:
     """Whether all targets were reached in order."""
     return bool(env.get_wrapper_attr("finished"))
@@ -141,3 +158,7 @@ def task(*, hidden: bool) -> Task:
         budget_ms=10.0,
         hidden=hidden,
     )
+
+
+if __name__ == "__main__":
+    write_tokenizer(Path(sys.argv[1]))

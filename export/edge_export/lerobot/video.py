@@ -34,8 +34,10 @@ def decode_frames(path: Path, times_s: np.ndarray, shape: tuple[int, int, int], 
                 frames[done] = _pixels(frame, shape, path)
                 done += 1
             if done == len(frames):
-                return frames
-    refuse(path, f"a frame at {times_s[done]:.4f} s", "none")
+                break
+    if done < len(frames):
+        refuse(path, f"a frame at {times_s[done]:.4f} s", "none")
+    return frames
 
 
 def _from(container: Any, start_s: float) -> Iterator[tuple[float, Any]]:

@@ -56,7 +56,7 @@ class DatasetWriter:
         self._table_bytes, self._table_number = 0, 0
 
     def add(self, episode: Episode) -> None:
-        """Appends an episode. Raises ConfigError where it does not fit the schema, or has numbers that are not finite."""
+        """Appends an episode. Raises ConfigError where it does not fit the schema, or has numbers like NaN."""
         episode.check(self._schema)
         number, length = len(self._rows), len(episode)
         columns, stats = self._columns(episode), {}
