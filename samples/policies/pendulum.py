@@ -78,7 +78,7 @@ def task(*, hidden: bool) -> Task:
         rate_hz=20.0,
         expert=expert,
         noise=0.1,
-        steps=200,
+        steps=100,
         succeeded=succeeded,
         hidden=hidden,
     )

@@ -144,7 +144,7 @@ class DatasetWriter:
 
     def _info(self) -> dict[str, Any]:
         rate_hz = self._schema.action.rate_hz
-        fps = int(rate_hz) if rate_hz.is_integer() else rate_hz
+        fps = int(rate_hz) if rate_hz == int(rate_hz) else rate_hz
         features = {key: _feature(feature, fps) for key, feature in features_of(self._schema).items()}
         videos = any(feature["dtype"] == "video" for feature in features.values())
         return {
