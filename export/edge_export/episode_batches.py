@@ -144,7 +144,8 @@ class EpisodeBatches:
             normalized = self._scaling.normalize(row.episode.actions)
             for place, step in enumerate(row.steps[row.kept]):
                 there = normalized[step : step + chunk]
-                actions[index, place, : len(there)], inside[index, place, : len(there)] = there, True
+                actions[index, place], inside[index, place, : len(there)] = there[-1], True  # behind the end it is held
+                actions[index, place, : len(there)] = there
         longest = int(self._settings.committed * chunk)
         committed = rng.integers(longest + 1, size=(*shape, 1, 1))
         known = (np.arange(chunk)[:, None] < committed) & inside

@@ -8,6 +8,7 @@ import torch
 
 from edge_export.distil import DistilSchedule
 from edge_export.dry_run import Estimate
+from edge_export.episode_batches import EpisodeSettings
 from edge_export.students import SearchSettings
 from edge_sdk.model import ModelConfig, MoeSpec
 from edge_sdk.telemetry import read_memory
@@ -29,22 +30,44 @@ def estimate_search(config: ModelConfig, settings: SearchSettings, length: int) 
 
 
 def estimate_distillation(
-    student: ModelConfig, teacher: ModelConfig, schedule: DistilSchedule, length: int
+    student: ModelConfig,
+    teacher: ModelConfig,
+    schedule: DistilSchedule,
+    length: int,
+    episodes: EpisodeSettings,
 ) -> Estimate:
-    """Of all steps with the longest samples: weights, gradients and two moments, and the teacher for its answers."""
+    """Of all steps with the longest samples: weights, gradients and two moments, and the teacher for its answers.
+
+    ``episodes``: how much of its rows a policy decodes.
+    """
     positions = schedule.batch_size * length
     copies = 4 + bool(schedule.average_decay)
     logits = 4 * 4 * positions * student.vocab_size
     kept = 4 * positions * student.hidden * len(student.layers) * (1 if schedule.recompute else 12)
     memory = 4 * copies * student.parameters() + 4 * teacher.parameters() + logits + kept
     operations = positions * schedule.steps * (6 * active_parameters(student) + 2 * active_parameters(teacher))
-    answers = positions * schedule.steps * (4 * schedule.top_k + 4)
+    decoded = schedule.batch_size * episodes.chunks
+    memory += 4 * decoded * decoder_width(student) * 12
+    operations += decoded * schedule.steps * (6 * decoder_products(student) + 2 * decoder_products(teacher))
+    answers = 0 if student.policy is not None else positions * schedule.steps * (4 * schedule.top_k + 4)
     return _estimate(4 * teacher.parameters(), answers + 16 * student.parameters(), memory, operations)
 
 
 def _estimate(read_bytes: float, write_bytes: float, memory_bytes: float, operations: float) -> Estimate:
     held, seconds = read_memory().resident_bytes, operations / operations_per_second()
     return Estimate(read_bytes, write_bytes, held + memory_bytes, seconds, time_from=TIME_FROM)
+
+
+def decoder_width(config: ModelConfig) -> int:
+    """Numbers between the blocks of a policy's decoder, for a chunk."""
+    spec = config.policy
+    return 0 if spec is None else spec.schema.chunk_length * config.hidden * spec.decoder.layers
+
+
+def decoder_products(config: ModelConfig) -> int:
+    """Products and sums of a policy's decoder for a chunk, over 2, at one time of a flow."""
+    spec = config.policy
+    return 0 if spec is None else spec.schema.chunk_length * spec.decoder.parameters(spec.schema, config.hidden)
 
 
 def active_parameters(config: ModelConfig) -> int:
@@ -54,7 +77,7 @@ def active_parameters(config: ModelConfig) -> int:
         for spec in config.layers
         if isinstance(spec, MoeSpec)
     )
-    embedding = 0 if config.tie_embeddings else config.vocab_size * config.hidden
+    embedding = 0 if config.tie_embeddings and config.policy is None else config.vocab_size * config.hidden
     return config.parameters() - idle - embedding
 
 

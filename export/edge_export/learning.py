@@ -22,7 +22,6 @@ from edge_sdk.instruction import InstructionCodec
 from edge_sdk.model import ModelConfig
 from edge_sdk.policy_spec import PolicySpec
 
-
 DEFAULTS = EpisodeSettings()
 
 

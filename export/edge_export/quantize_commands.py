@@ -21,6 +21,7 @@ from edge_export.sensitivity import choose, measure
 from edge_export.solve import solve
 from edge_export.terminal import console
 from edge_export.torch_commands import bytes_written, steps_done
+from edge_sdk.errors import ConfigError, explain
 from edge_sdk.files import resumable_directory
 from edge_sdk.text import TextCodec
 
@@ -102,7 +103,11 @@ def quantize(
     )
     if out is None and not (report_only or dry_run):
         raise typer.BadParameter("--out is needed, or --report-only")
-    codec, source = TextCodec(checkpoint), Checkpoint(checkpoint)
+    source = Checkpoint(checkpoint)
+    if source.config.policy is not None:
+        todo = "Store it with `edge-export onnx --weights int8` or int4."
+        raise ConfigError(explain(str(checkpoint), expected="a language model", found="a policy", todo=todo))
+    codec = TextCodec(checkpoint)
     end = next(iter(source.config.eos_token_ids), None)
 
     def read(path: Path) -> list[Sequences]:

@@ -141,8 +141,8 @@ def distil(
     set_threads(threads)
     plan, config = read_recipe(recipe, DistilRecipe), read_config(teacher)
     if dry_run:
-        smaller = _smaller(config, plan, student)
-        show_estimate(estimate_distillation(smaller, config, plan.schedule, length or config.max_length), out)
+        smaller, longest = _smaller(config, plan, student), length or plan.episodes.window or config.max_length
+        show_estimate(estimate_distillation(smaller, config, plan.schedule, longest, plan.episodes), out)
         return
     with joined(torch.device(device)) as place:
         lessons = read_lessons(data, teacher, out, config, length=length, settings=plan.episodes)

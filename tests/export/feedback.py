@@ -1,14 +1,19 @@
-"""A task whose answer is known: a damped linear system under linear feedback, so that every chunk follows from the state."""
+"""A task whose answer is known: a damped linear system under linear feedback; every chunk follows from the state."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from edge_export.episodes import Episode
+from edge_export.families import policy
+from edge_export.torch_policy import HybridPolicy
+from edge_export.training import Schedule
 from edge_sdk.control.normalization import Normalization
 from edge_sdk.control.policy import ActionDim, ActionSpec, ObservationSpec, PolicyConfig
+from policies import raw_config
 
 GAIN = np.array([[-0.9, 0.4], [0.3, -1.2]])
 CLOSED_LOOP = np.array([[0.95, 0.12], [-0.12, 0.9]])
@@ -56,3 +61,21 @@ class Episodes(list[Episode]):
 def episodes(count: int, head: str = "regression", seed: int = 0) -> Episodes:
     lengths = np.random.default_rng(seed).integers(4, 20, count)
     return Episodes([episode(int(length), seed * 1000 + index) for index, length in enumerate(lengths)], schema(head))
+
+
+SMALL: dict[str, Any] = {
+    "hidden": 32,
+    "layers": [
+        {"type": "mamba2", "heads": 2, "head_dim": 16, "groups": 1, "state": 8},
+        {"type": "mlp", "intermediate": 64},
+    ],
+    "decoder": {"layers": 1, "heads": 2, "head_dim": 16, "intermediate": 64, "flow_steps": 8},
+}
+SCHEDULE = Schedule(steps=300, batch_size=16, learning_rate=5e-3, warmup_steps=20, weight_decay=0.0)
+HEADS = ("regression", "flow_matching")
+
+
+def small_policy(head: str, seed: int = 0, **changes: Any) -> HybridPolicy:
+    model = HybridPolicy(policy.parse_config(raw_config(schema(head), **SMALL | changes)))
+    model.reset_parameters(seed)
+    return model

@@ -197,7 +197,7 @@ def randomise(model: torch.nn.Module) -> None:
 
 def test_every_family_is_tested() -> None:
     # transformers does not have the first, test_puzzle.py; the other is a tower beside one of these, test_vision.py
-    assert set(FAMILIES) == {*TINY, "nemotron_h_puzzle", "llava"}
+    assert set(FAMILIES) == {*TINY, "nemotron_h_puzzle", "llava", "policy"}
 
 
 @pytest.mark.parametrize(("name", "setting"), CASES)
