@@ -97,6 +97,7 @@ EXTRAS = {
         "pybind11>=2.12",
         "pytest>=8.0",
         "pytest-xdist>=3.7",
+        "scipy>=1.11",
         "tensorboard>=2.16",
         f"{TENSORRT_RTX}; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "transformers>=5.20",

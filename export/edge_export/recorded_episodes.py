@@ -26,7 +26,8 @@ class RecordedEpisodes:
 
     A step is an observation and the action that was sent in the first tick after it. An episode goes on while each
     tick has its own observation: the loop has to replan in every tick (``replan_ticks=1``). It ends where the policy
-    was reset, where a tick has none or was missed, and where the loop held, braked or stopped in the policy's place.
+    was reset, where a tick has none or was missed, and where the loop held, braked or stopped in the policy's place. A
+    step without a neighbour is left out.
 
     All recordings are read once to count and describe what they hold; later a whole recording is read for an episode
     of it, of which the last stays in memory. ``edge-export episodes convert`` makes a dataset that is read faster.
@@ -73,7 +74,7 @@ def read_recording(path: Path) -> list[Episode]:
             ticks[record.tick] = record
         else:
             seen[record.first_tick] = record  # of two for one tick the later one is the newer
-    return [_episode(steps) for steps in _runs(seen, ticks)]
+    return [_episode(steps) for steps in _runs(seen, ticks) if len(steps) > 1]
 
 
 def _runs(

@@ -1,7 +1,7 @@
 """What we write, read by lerobot, whose pinned packages do not go with ours: run it in an environment of its own.
 
-    python -m venv lerobot && lerobot/bin/pip install lerobot pytest msgspec rich typer
-    PYTHONPATH=.:export:plugins:tests/export lerobot/bin/python -m pytest --noconftest tests/export/test_lerobot_itself.py
+python -m venv lerobot && lerobot/bin/pip install lerobot pytest msgspec rich typer
+PYTHONPATH=.:export:plugins:tests/export lerobot/bin/python -m pytest --noconftest tests/export/test_lerobot_itself.py
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ def changed_info(folder: Path, change: Callable[[dict[str, Any]], object]) -> No
 
 @QUICK
 @given(data=st.data())
-def test_a_wrong_value_in_info_is_an_error_or_a_whole_dataset(whole: Dataset, tmp_path: Path, data: st.DataObject) -> None:
+def test_a_wrong_value_in_info_is_an_error_or_a_whole_dataset(
+    whole: Dataset, tmp_path: Path, data: st.DataObject
+) -> None:
     folder = copy(whole, tmp_path)
     name = data.draw(st.sampled_from(sorted(json.loads((folder / "meta" / "info.json").read_text()))))
     value = data.draw(VALUES)

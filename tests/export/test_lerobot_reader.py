@@ -34,9 +34,7 @@ def test_vectors_actions_and_instructions(dataset: Dataset) -> None:
         episode = source[number]
         episode.check(source.schema)
         np.testing.assert_array_equal(episode.observations["state"], dataset.state[number])
-        np.testing.assert_array_equal(
-            episode.observations["speed"], dataset.speed[number][:, None].astype(np.float32)
-        )
+        np.testing.assert_array_equal(episode.observations["speed"], dataset.speed[number][:, None].astype(np.float32))
         np.testing.assert_array_equal(episode.actions, dataset.action[number])
         assert episode.instruction == dataset.tasks[number]
     with pytest.raises(IndexError):
@@ -105,7 +103,9 @@ def test_pictures_in_the_table(tmp_path: Path) -> None:
     info = made.folder / "meta" / "info.json"
     info.write_text(info.read_text().replace('"video", "shape"', '"image", "shape"'))
     rng = np.random.default_rng(1)
-    pixels = {number: rng.integers(256, size=(n, HEIGHT, WIDTH, 3), dtype=np.uint8) for number, n in enumerate((5, 3, 7))}
+    pixels = {
+        number: rng.integers(256, size=(n, HEIGHT, WIDTH, 3), dtype=np.uint8) for number, n in enumerate((5, 3, 7))
+    }
     for path in (made.folder / "data" / "chunk-000").iterdir():
         rows = pq.read_table(path)
         places = zip(rows["episode_index"].to_pylist(), rows["frame_index"].to_pylist())
