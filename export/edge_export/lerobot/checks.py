@@ -26,11 +26,12 @@ def require(condition: bool, where: Path | str, expected: object, found: object)
 @contextmanager
 def refused(path: Path, expected: str, *errors: type[Exception]) -> Iterator[None]:
     """Turns errors of the file system, of parsers and ``errors`` into the ConfigError that names the file."""
+    caught: tuple[type[Exception], ...] = (ValueError, TypeError, KeyError, *errors)
     try:
         yield
     except OSError as error:  # a pyarrow error that is one has no errno, but a message
         refuse(path, expected, error.strerror or error)
-    except (ValueError, TypeError, KeyError, *errors) as error:
+    except caught as error:
         if isinstance(error, ConfigError):
             raise
         refuse(path, expected, error)

@@ -118,11 +118,12 @@ def _read_v2(folder: Path, info: Info) -> tuple[dict[int, str], tuple[Entry, ...
 
 def _read_v3(folder: Path, info: Info) -> tuple[dict[int, str], tuple[Entry, ...], list[Mapping[str, Any]]]:
     path = folder / f"{TASKS}.parquet"
-    tasks = {}
+    tasks: dict[int, str] = {}
     for row in _rows(path):
         # pandas' index: it has a name in newer datasets only
         task, number = row.get("task", row.get("__index_level_0__")), row.get("task_index")
-        require(isinstance(task, str) and isinstance(number, int), path, "a task and its task_index", row)
+        if not isinstance(task, str) or not isinstance(number, int):
+            refuse(path, "a task and its task_index", row)
         tasks[number] = task
     paths = sorted((folder / EPISODES).glob("*/*.parquet"))
     require(len(paths) > 0, folder / EPISODES, "tables of the episodes", "none")
