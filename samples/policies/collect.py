@@ -27,7 +27,9 @@ def collect(task: Task, episodes: int, seed: int = 0) -> Iterator[Episode]:
         random = np.random.default_rng(number)
         observation, _ = env.reset(seed=number)
         instruction = instruction_of(env)
-        seen, labels, over = [], [], False
+        seen: list[np.ndarray] = []
+        labels: list[np.ndarray] = []
+        over = False
         while not over and len(labels) < task.steps:
             label = task.expert(env)
             seen.append(np.asarray(observation, dtype=np.float32))

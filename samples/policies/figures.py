@@ -10,6 +10,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -36,7 +37,7 @@ def film(task_name: str, policy_name: str, seed: int, out: Path) -> int:
     robot = GymRobot(env, task.config(), seed=seed)
     begin(robot, env, policy, seed)
     every = max(1, round(task.rate_hz / SLOWEST_HZ))
-    frames = [env.render()]
+    frames: list[Any] = [env.render()]
     for step, _ in enumerate(drive(robot, policy), start=1):
         if step % every == 0:
             frames.append(env.render())
@@ -74,14 +75,14 @@ def plot(paths: Sequence[Path], out: Path) -> None:
     figure.savefig(out, dpi=120)
 
 
-def _bars(axis: object, names: Sequence[str], estimates: Sequence[Estimate]) -> None:
+def _bars(axis: Any, names: Sequence[str], estimates: Sequence[Estimate]) -> None:
     means = [estimate.mean for estimate in estimates]
     errors = [[e.mean - e.low for e in estimates], [e.high - e.mean for e in estimates]]
-    axis.errorbar(means, range(len(names)), xerr=errors, fmt="o", capsize=4)  # type: ignore[attr-defined]
-    axis.set_yticks(range(len(names)), names)  # type: ignore[attr-defined]
-    axis.invert_yaxis()  # type: ignore[attr-defined]
-    axis.margins(y=0.3)  # type: ignore[attr-defined]
-    axis.grid(axis="x", alpha=0.3)  # type: ignore[attr-defined]
+    axis.errorbar(means, range(len(names)), xerr=errors, fmt="o", capsize=4)
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.margins(y=0.3)
+    axis.grid(axis="x", alpha=0.3)
 
 
 def main() -> None:

@@ -24,7 +24,8 @@ def expert(env: Env) -> NDArray[np.float64]:
     """-K x about the upright rest; x is qpos and qvel, (6,)."""
     simulation: Any = env.unwrapped
     state = np.concatenate([simulation.data.qpos, simulation.data.qvel])
-    return np.clip(-gain(simulation.model, simulation.frame_skip) @ state, -1.0, 1.0)
+    action: NDArray[np.float64] = np.clip(-gain(simulation.model, simulation.frame_skip) @ state, -1.0, 1.0)
+    return action
 
 
 @lru_cache(1)

@@ -33,7 +33,8 @@ def expert(env: Env) -> NDArray[np.float64]:
     data = simulation(env).data
     error = joint_angles(data.qpos[2:4]) - data.qpos[:2]
     error[0] = (error[0] + np.pi) % (2 * np.pi) - np.pi
-    return np.clip(STIFFNESS * error - DAMPING * data.qvel[:2], -1.0, 1.0)
+    action: NDArray[np.float64] = np.clip(STIFFNESS * error - DAMPING * data.qvel[:2], -1.0, 1.0)
+    return action
 
 
 def joint_angles(target: NDArray[np.float64]) -> NDArray[np.float64]:

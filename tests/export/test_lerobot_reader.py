@@ -59,7 +59,7 @@ def test_schema(dataset: Dataset) -> None:
 
 
 def test_frames_are_those_of_av(dataset: Dataset) -> None:
-    source = open_episodes(dataset.folder)
+    source = LeRobotEpisodes(dataset.folder)
     for number, length in enumerate(dataset.lengths):
         found = source[number].observations["images.front"]
         entry = source.metadata.entries[number].clips[CAMERA]

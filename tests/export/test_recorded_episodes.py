@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import msgspec
@@ -63,7 +64,7 @@ def test_a_step_is_an_observation_and_the_action_after_it(tmp_path: Path) -> Non
     seen = episode.observations["observation"]
     np.testing.assert_array_equal(episode.actions[:, 0], -np.clip(seen[:, 2], -2, 2))
     # the world between two steps is gymnasium's
-    env = gymnasium.make("Pendulum-v1").unwrapped
+    env: Any = gymnasium.make("Pendulum-v1").unwrapped
     for before, action, after in zip(seen, episode.actions, seen[1:]):
         env.reset()
         env.state = np.array([np.arctan2(before[1], before[0]), before[2]])

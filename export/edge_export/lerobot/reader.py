@@ -98,7 +98,7 @@ class LeRobotEpisodes:
         with refused(entry.data, f"pictures of {key}", pyarrow.ArrowException):
             filters = [("episode_index", "==", number)]
             stored = pyarrow.parquet.read_table(entry.data, columns=[key], filters=filters)[key].to_pylist()
-        pictures = [picture.get("bytes") if isinstance(picture, dict) else None for picture in stored]
-        if None in pictures:
+        pictures = [picture["bytes"] for picture in stored if isinstance(picture, dict) and picture.get("bytes")]
+        if len(pictures) < len(stored):
             refuse(entry.data, f"pictures of {key} inside the table", "paths or nulls")
         return np.stack([decode_picture(data, shape, entry.data) for data in pictures])

@@ -59,7 +59,8 @@ class DatasetWriter:
         """Appends an episode. Raises ConfigError where it does not fit the schema, or has numbers like NaN."""
         episode.check(self._schema)
         number, length = len(self._rows), len(episode)
-        columns, stats = self._columns(episode), {}
+        columns = self._columns(episode)
+        stats: dict[str, Statistics] = {}
         row: dict[str, Any] = {"episode_index": number, "tasks": [episode.instruction], "length": length}
         row |= {f"data/{name}": value for name, value in self._append(columns).items()}
         row |= {"dataset_from_index": self._frames, "dataset_to_index": self._frames + length}
