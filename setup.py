@@ -38,6 +38,9 @@ SERIAL = ["cobs>=1.2", "pyserial>=3.5"]
 DYNAMIXEL = ["dynamixel-sdk>=4.0"]
 FEETECH = ["ftservo-python-sdk>=2.0"]
 
+# LeRobot's datasets: tables and videos.
+EPISODES = ["av>=15", "pyarrow>=15"]
+
 # Without windows, which a robot does not open: docs/vision.md.
 VISION = ["opencv-python-headless>=4.8"]
 
@@ -81,27 +84,32 @@ EXTRAS = {
     ],
     # What `edge-export prune` and `distil` can read and write besides.
     "parquet": ["pyarrow>=15"],
+    # Episodes that policies learn from: LeRobot's datasets.
+    "episodes": EPISODES,
     "tensorboard": ["tensorboard>=2.16"],
     "test": [
         "cmake>=3.20",
         "cyclonedds==11.0.1",
         "gymnasium[mujoco]>=1.1",
+        "gymnasium-robotics>=1.4.2",
         "hypothesis>=6.100",
         "jsonschema>=4.20",
         "llguidance>=1.9,<2",
         "ml-dtypes>=0.5",
+        "mujoco>=3,<3.9",  # with newer ones gymnasium-robotics 1.4.2 makes no environment
         "ninja>=1.11",
         "openai>=1.60",
-        "pyarrow>=15",
         "pybind11>=2.12",
         "pytest>=8.0",
         "pytest-xdist>=3.7",
+        "scipy>=1.11",
         "tensorboard>=2.16",
         f"{TENSORRT_RTX}; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "transformers>=5.20",
         *CONTROL,
         *DEPLOY,
         *DYNAMIXEL,
+        *EPISODES,
         *FEETECH,
         *SERIAL,
         *VISION,

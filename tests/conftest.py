@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from devices import choose_device
-from places import ROOT, ROVER, TEACHER, WORKSTATION
+from places import POLICIES, ROOT, ROVER, TEACHER, WORKSTATION
 
-sys.path[:0] = [str(ROVER), str(ROOT / "ros_bridge"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROVER), str(POLICIES), str(ROOT / "ros_bridge"), str(ROOT / "benchmarks")]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -78,16 +79,25 @@ class Step:
         return digest.hexdigest()
 
 
-def read_chain(path: Path, group: typer.core.TyperGroup) -> list[list[Step]]:
-    """The stages of a chain. Raises ConfigError, naming the step, for what the commands would not take."""
+def read_chain(
+    path: Path, group: typer.core.TyperGroup, settings: Mapping[str, str] = MappingProxyType({})
+) -> list[list[Step]]:
+    """The stages of a chain; ``settings`` stand for variables of it.
+
+    Raises ConfigError, naming the step, for what the commands would not take, and for a variable that it does not have.
+    """
     try:
         chain = msgspec.yaml.decode(path.read_bytes(), type=Chain)
     except (msgspec.DecodeError, OSError) as error:
         raise ConfigError(explain(str(path), expected="stages of commands", found=error, todo="Correct it.")) from None
+    if unknown := sorted(set(settings) - set(chain.variables)):
+        expected = ", ".join(sorted(chain.variables)) or "none"
+        raise ConfigError(explain(f"Variables of {path}", expected=expected, found=unknown, todo="Correct them."))
+    variables = {**chain.variables, **settings}
     names = [name for stage in chain.stages for name in stage]
     if len(set(names)) < len(names):
         raise ConfigError(explain(str(path), expected="a name of its own for every step", found=names, todo="Rename."))
-    return [[_step(name, text, chain.variables, group) for name, text in stage.items()] for stage in chain.stages]
+    return [[_step(name, text, variables, group) for name, text in stage.items()] for stage in chain.stages]
 
 
 def _step(name: str, text: str, variables: Mapping[str, str], group: typer.core.TyperGroup) -> Step:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import msgspec
 import typer
@@ -64,10 +64,12 @@ def engine(
 @app.command()
 def run(
     chain: Annotated[Path, typer.Argument(help="YAML with stages of commands; its form stands in chain.py.")],
+    settings: Annotated[Optional[list[str]], typer.Option("--set", help="NAME=VALUE of a variable; often.")] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Run a chain of these commands from one file; of one that was run before, what changed since."""
-    stages = read_chain(chain, typer.main.get_group(app))
+    pairs = [setting.partition("=") for setting in settings or []]
+    stages = read_chain(chain, typer.main.get_group(app), {name: value for name, _, value in pairs})
     if dry_run:
         describe_chain(stages)
     else:
@@ -75,10 +77,11 @@ def run(
 
 
 if find_spec("torch") is not None:  # a board has none, and needs only the command above
-    from edge_export import inspect, quantize_commands, student_commands, torch_commands
+    from edge_export import episode_commands, inspect, quantize_commands, student_commands, torch_commands
 
     for commands in (torch_commands, student_commands, quantize_commands, inspect):
         app.registered_commands.extend(commands.app.registered_commands)
+    app.add_typer(episode_commands.app, name="episodes")
 
 
 def main() -> None:

@@ -65,9 +65,22 @@ class EpisodeSource(Protocol):
 
 
 def open_episodes(path: Path) -> EpisodeSource:
-    """The episodes of a folder. Raises ConfigError for one of no kind that is known here."""
-    from edge_export.episode_folder import EpisodeFolder  # which knows this module
+    """The episodes of a folder: ours, a LeRobot dataset (v2.0, v2.1, v3.0), or MCAP recordings of the control loop.
+
+    Raises ConfigError for a folder of no such kind, and for a dataset that is damaged; RecordingError for a damaged
+    recording.
+    """
+    # which know this module
+    from edge_export.episode_folder import EpisodeFolder
+    from edge_export.lerobot.info import INFO
+    from edge_export.lerobot.reader import LeRobotEpisodes
+    from edge_export.recorded_episodes import SUFFIX, RecordedEpisodes
 
     if (path / POLICY_FILE).exists():
         return EpisodeFolder(path)
-    raise ConfigError(explain(str(path), expected=f"episodes and a {POLICY_FILE}", found="none", todo="Give a folder."))
+    if (path / INFO).exists():
+        return LeRobotEpisodes(path)
+    if any(path.glob(f"*{SUFFIX}")):
+        return RecordedEpisodes(path)
+    expected = f"a {POLICY_FILE} and episodes, a LeRobot dataset with its {INFO}, or recordings ending in {SUFFIX}"
+    raise ConfigError(explain(str(path), expected=expected, found="none of them", todo="Name another folder."))

@@ -62,7 +62,7 @@ class _PolicyGraph(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: Mapping[str, torch.Tensor], states: States) -> tuple[torch.Tensor, ...]:
+    def forward(self, inputs: Mapping[str, torch.Tensor], states: States = ()) -> tuple[torch.Tensor, ...]:
         actions, present = self.model.step(inputs, states)
         return (actions, *present)
 
@@ -209,7 +209,10 @@ def save_graph(proto: ModelProto, path: Path) -> None:
 
 
 def _example(specs: Sequence[TensorSpec], *, by_name: bool) -> tuple[tuple[object, ...], tuple[object, ...]]:
-    """Inputs to trace with, and which of their axes are dynamic; those but the states in a dict, or one by one."""
+    """Inputs to trace with, and which of their axes are dynamic; those but the states in a dict, or one by one.
+
+    Behind the inputs' dict there is always something: torch takes a last dict for keyword arguments.
+    """
     names = {name: torch.export.Dim(name, min=1, max=2**20) for name in ("batch", "images", "length", "capacity")}
     names["kept"] = torch.export.Dim("kept", min=0, max=2**20)
     sizes = {"batch": 2, "images": 2, "length": 3, "capacity": 7, "kept": 4}
@@ -225,7 +228,7 @@ def _example(specs: Sequence[TensorSpec], *, by_name: bool) -> tuple[tuple[objec
         names_of = [spec.name for spec in specs[:count]]
         inputs, dynamic = (dict(zip(names_of, inputs)),), (dict(zip(names_of, dynamic)),)
     if count == len(specs):
-        return inputs, dynamic
+        return (*inputs, *([{}] if by_name else [])), dynamic
     return (*inputs, tuple(zeros[count:])), (*dynamic, tuple(axes(spec) for spec in specs[count:]))
 
 

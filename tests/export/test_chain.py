@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from edge_export import chain, cli
 from edge_export.chain import Step, StepError, describe_chain, read_chain, run_chain
@@ -132,3 +133,13 @@ stages:
 def test_a_wrong_chain_is_refused_before_anything_runs(folder: Path, old: str, new: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         read(CHAIN.replace(old, new))
+
+
+def test_variables_can_be_set(folder: Path) -> None:
+    group = typer.main.get_group(cli.app)
+    (one, _), _ = read_chain(Path("chain.yaml"), group, {"out": "elsewhere"})
+    assert one.makes == Path("elsewhere/one.png")
+    with pytest.raises(ConfigError, match=r"expected out, found \['other'\]"):
+        read_chain(Path("chain.yaml"), group, {"other": "elsewhere"})
+    result = CliRunner().invoke(cli.app, ["run", "chain.yaml", "--set", "out=elsewhere", "--dry-run"])
+    assert result.exit_code == 0, result.output
