@@ -109,7 +109,7 @@ def fill(
 def can_map(size: int) -> bool:
     """Whether so many bytes of addresses are to be had; a limit of this process or of the system may forbid it."""
     try:
-        reserve_addresses(size).close()
+        reserve_addresses(max(size, 1)).close()  # a model without states needs none
     except OSError as error:
         log.warning("caches grow by copying, for their whole size cannot be mapped: %s", error)
         return False
