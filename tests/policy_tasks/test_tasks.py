@@ -115,6 +115,19 @@ def test_targets_are_due_in_the_order_of_the_instruction() -> None:
     assert seen == set(two_targets.INSTRUCTIONS)
 
 
+def test_a_target_is_reached_once_it_was_held() -> None:
+    env = TASKS["two-targets"].env()
+    env.reset(seed=0)
+    arm, held = reacher.simulation(env), []
+    for away in (False, False, True, False, False, False, False, False):
+        target = arm.data.qpos[2:4].copy()
+        angles = reacher.joint_angles(target) + away
+        arm.set_state(np.concatenate([angles, target]), np.zeros(4))
+        env.step(np.zeros(2, np.float32))
+        held.append(env.get_wrapper_attr("_due"))
+    assert held == [0] * 7 + [1]
+
+
 def test_words_of_instructions_are_tokens(tmp_path: Path) -> None:
     two_targets.write_tokenizer(tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
