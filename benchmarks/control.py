@@ -32,7 +32,7 @@ from control_steps import measure as measure_steps
 from control_steps import table as steps_table
 from edge_sdk.control.clock import MonotonicClock
 from edge_sdk.control.loop import ControlLoop
-from edge_sdk.control.model_policy import ModelPolicy, load_policy
+from edge_sdk.control.model_policy import ModelPolicy, load_policy, stride_of
 from edge_sdk.control.policy import ObservationSpec, Policy, PolicyConfig
 from edge_sdk.control.report import Report, Summary
 from edge_sdk.control.robot import FloatArray
@@ -118,12 +118,11 @@ def load(kind: str) -> Iterator[None]:
 
 def measure(name: str, policy: Policy, rate_hz: float, seconds: float, kind: str, spin_us: float) -> Measurement:
     """One run of so many seconds; a bundle's policy steps as often as it was trained to: here beside every tick."""
-    replan_ticks = policy.spec.stride if isinstance(policy, ModelPolicy) else None
     loop = ControlLoop(
         policy,
         Nothing(),
         rate_hz,
-        settings=LoopSettings(stages=PATIENT, replan_ticks=replan_ticks),
+        settings=LoopSettings(stages=PATIENT, replan_ticks=stride_of(policy)),
         clock=MonotonicClock(spin_us),
         start=np.zeros(ACTION),
     )

@@ -17,7 +17,7 @@ from edge_sdk.backends.ort import OrtEngine, OrtStates
 from edge_sdk.backends.ort_bindings import Bindings
 from edge_sdk.bundle import Bundle
 from edge_sdk.control.normalization import require
-from edge_sdk.control.policy import PolicyConfig
+from edge_sdk.control.policy import Policy, PolicyConfig
 from edge_sdk.control.robot import FloatArray
 from edge_sdk.errors import BundleError, ConfigError, PromptError, explain
 from edge_sdk.instruction import InstructionCodec
@@ -222,6 +222,11 @@ class Noise:
         self._begin["state"]["counter"][-1] = position  # the highest word, which drawing does not reach
         self._bits.state = self._begin
         self._generator.standard_normal(out=out, dtype=np.float32)
+
+
+def stride_of(policy: Policy) -> int | None:
+    """Ticks from one inference to the next that a bundle's policy was trained for; None of any other policy."""
+    return policy.spec.stride if isinstance(policy, ModelPolicy) else None
 
 
 def load_policy(path: str | Path, *, instruction: str = "", threads: int = 1, seed: int = 0) -> ModelPolicy:

@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,7 +102,7 @@ class Service:
         try:
             with urllib.request.urlopen(self._url, timeout=HEALTH_TIMEOUT_S) as response:
                 return bool(response.status == 200)
-        except (OSError, urllib.error.URLError):
+        except OSError:  # URLError is one
             return False
 
 

@@ -45,11 +45,9 @@ class Store:
         """What this board asks of a bundle. Raises DeployError."""
         path = self.settings_folder / SETTINGS
         try:
-            return msgspec.json.decode(path.read_bytes(), type=BoardSettings)
+            return _settings(path.read_bytes(), str(path))
         except FileNotFoundError:
             return BoardSettings()
-        except msgspec.DecodeError as error:
-            raise DeployError(explain(str(path), expected="settings", found=error, todo="Correct it.")) from None
 
     def trusted_keys(self) -> list[PublicKey]:
         """Whose signatures count. Raises DeployError."""
@@ -61,17 +59,10 @@ class Store:
             if content is not None:
                 with new_file(self.settings_folder / name) as temporary:
                     temporary.write_bytes(content)
-                    self._check_setting(name, temporary)
-
-    @staticmethod
-    def _check_setting(name: str, path: Path) -> None:
-        if name == TRUSTED_KEYS:
-            read_keys(path)
-            return
-        try:
-            msgspec.json.decode(path.read_bytes(), type=BoardSettings)
-        except msgspec.DecodeError as error:
-            raise DeployError(explain(name, expected="settings", found=error, todo="Correct them.")) from None
+                    if name == TRUSTED_KEYS:
+                        read_keys(temporary)
+                    else:
+                        _settings(content, name)
 
     def read(self) -> Record:
         """What the board remembers. Raises DeployError."""
@@ -195,3 +186,10 @@ class Store:
         for path in [*left, *self.incoming.iterdir()]:
             shutil.rmtree(path, ignore_errors=True)
         remove_abandoned(self.folder)
+
+
+def _settings(content: bytes, what: str) -> BoardSettings:
+    try:
+        return msgspec.json.decode(content, type=BoardSettings)
+    except msgspec.DecodeError as error:
+        raise DeployError(explain(what, expected="settings", found=error, todo="Correct them.")) from None

@@ -32,7 +32,7 @@ from edge_ros_bridge.sensors import SENSORS, Source, usual_fields
 from edge_ros_bridge.stopping import Latch
 from edge_sdk.control.clock import Clock as LoopClock
 from edge_sdk.control.clock import MonotonicClock
-from edge_sdk.control.model_policy import ModelPolicy
+from edge_sdk.control.model_policy import stride_of
 from edge_sdk.control.policy import ObservationSpec, Policy
 from edge_sdk.control.robot import FloatArray
 from edge_sdk.control.settings import LoopSettings, Stages
@@ -82,8 +82,8 @@ class ControlNode(BridgeNode):
         self._layout = layout_of(self.value("command"), policy.config.action)
         self._sources = tuple(self._source(spec, policy) for spec in policy.config.observations)
         stages = Stages(**{f"{name}_after_ms": self.value(f"{name}_after_ms") for name in ("hold", "decay", "stop")})
-        stride = policy.spec.stride if isinstance(policy, ModelPolicy) else None  # the rhythm that it was trained for
-        self._settings = LoopSettings(stages=stages, replan_ticks=stride, freeze_gc=False)  # others may live here
+        # others may live in this process
+        self._settings = LoopSettings(stages=stages, replan_ticks=stride_of(policy), freeze_gc=False)
         self._policy = policy
         kind, qos = COMMANDS[self.value("command")], profile(COMMAND_QOS)
         qos.deadline = Duration(nanoseconds=DEADLINE_PERIODS * self._period_ns(policy))

@@ -94,6 +94,8 @@ def test_pasted_lines_are_one_turn(terminal: Terminal) -> None:
     terminal.type("walk left \\\r")
     terminal.type("twice\r")
     terminal.wait_for(ANSWER + r"\s+.*> ")
+    terminal.type("\x04")
+    assert terminal.process.wait(timeout=20) == 0
 
 
 def test_ctrl_c_ends_the_answer_and_not_the_chat(chat_bundle: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_picture_is_resized_as_pillow_does_it(size: tuple[int, int], kind: str
     assert (difference > 0).mean() < 0.02
 
 
-def close(picture: np.ndarray, spec: ImageSpec, reference: object) -> None:
+def assert_close(picture: np.ndarray, spec: ImageSpec, reference: object) -> None:
     """Equal to what a processor makes, but for single levels of brightness in a few places.
 
     Pillow 13 begins with the columns of a tall picture, older ones never do: overshoot at edges is cut off elsewhere.
@@ -67,11 +67,11 @@ def test_pictures_are_prepared_as_transformers_does_it(size: tuple[int, int]) ->
 
     picture = scene(*size)
     square = {"height": 56, "width": 56}
-    close(picture, ImageSpec(**square), SiglipImageProcessorPil(size=square))
+    assert_close(picture, ImageSpec(**square), SiglipImageProcessorPil(size=square))
     crop = ImageSpec(**square, fit="crop", shortest_edge=70, **CLIP)
-    close(picture, crop, CLIPImageProcessorPil(size={"shortest_edge": 70}, crop_size=square))
+    assert_close(picture, crop, CLIPImageProcessorPil(size={"shortest_edge": 70}, crop_size=square))
     padded = ImageSpec(**square, fit="letterbox", background=(122, 116, 104), **CLIP)
-    close(picture, padded, LlavaImageProcessorPil(size={"shortest_edge": 56}, crop_size=square, do_pad=True))
+    assert_close(picture, padded, LlavaImageProcessorPil(size={"shortest_edge": 56}, crop_size=square, do_pad=True))
 
 
 def test_a_letterbox_keeps_the_shape_of_things() -> None:
