@@ -67,14 +67,15 @@ class RecordedEpisodes:
 
 def read_recording(path: Path) -> list[Episode]:
     """The episodes of one recording. Raises RecordingError where it is damaged."""
+    recording = Recording(path)
     seen: dict[int, InferenceRecord] = {}
     ticks: dict[int, TickRecord] = {}
-    for record in Recording(path):
+    for record in recording:
         if isinstance(record, TickRecord):
             ticks[record.tick] = record
         else:
             seen[record.first_tick] = record  # of two for one tick the later one is the newer
-    return [_episode(steps) for steps in _runs(seen, ticks) if len(steps) > 1]
+    return [_episode(steps, recording.header.instruction) for steps in _runs(seen, ticks) if len(steps) > 1]
 
 
 def _runs(
@@ -95,10 +96,11 @@ def _runs(
         yield run
 
 
-def _episode(steps: list[tuple[InferenceRecord, TickRecord]]) -> Episode:
+def _episode(steps: list[tuple[InferenceRecord, TickRecord]], instruction: str) -> Episode:
     names = steps[0][0].observation
     observations = {name: np.stack([inference.observation[name] for inference, _ in steps]) for name in names}
-    return Episode(observations, np.stack([np.asarray(tick.action, dtype=np.float32) for _, tick in steps]))
+    actions = np.stack([np.asarray(tick.action, dtype=np.float32) for _, tick in steps])
+    return Episode(observations, actions, instruction)
 
 
 def _describe(episode: Episode, schema: PolicyConfig) -> dict[str, Statistics]:

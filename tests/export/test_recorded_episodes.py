@@ -44,12 +44,12 @@ class Damper:
         pass
 
 
-def record(path: Path, ticks: int, replan_ticks: int) -> None:
+def record(path: Path, ticks: int, replan_ticks: int, instruction: str = "") -> None:
     env = gymnasium.make("Pendulum-v1", max_episode_steps=1000)
     config = gym_config(env, rate_hz=20, chunk_length=4, budget_ms=50)
     clock = SimulatedClock()
     robot = GymRobot(env, config, seed=4, now_ns=clock.now_ns)
-    with Recorder(path, config) as recorder:
+    with Recorder(path, config, instruction=instruction) as recorder:
         settings = LoopSettings(replan_ticks=replan_ticks)
         loop = ControlLoop(Damper(config), robot, settings=settings, clock=clock, observers=[recorder])
         loop.run(ticks)
@@ -91,6 +91,12 @@ def test_a_recording_as_a_lerobot_dataset(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[index].actions, source[index].actions)
         name = "observation"
         np.testing.assert_array_equal(found[index].observations[name], source[index].observations[name])
+
+
+def test_the_instruction_of_a_recording_is_that_of_its_episodes(tmp_path: Path) -> None:
+    record(tmp_path / "run.mcap", 12, replan_ticks=1, instruction="stand still")
+    source = open_episodes(tmp_path)
+    assert [source[index].instruction for index in range(len(source))] == ["stand still"] * len(source)
 
 
 def test_ticks_without_observations_are_refused(tmp_path: Path) -> None:
