@@ -7,11 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from devices import choose_device
 from places import POLICIES, ROOT, ROVER, TEACHER, WORKSTATION
 
 sys.path[:0] = [str(ROVER), str(POLICIES), str(ROOT / "ros_bridge"), str(ROOT / "benchmarks")]
+
+# Each run draws the same examples: what turns red is the change. `--hypothesis-profile default` draws others.
+settings.register_profile("reproducible", derandomize=True)
+settings.load_profile("reproducible")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
