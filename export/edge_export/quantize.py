@@ -28,16 +28,17 @@ def quantize_blocks(weight: Tensor, bits: int, block_size: int) -> tuple[Tensor,
     further than the upper (as llama.cpp's Q4_0 does). Scales are float32 numbers that float16 holds exactly, so that
     kernels can store them in two bytes, but for those that float16 would change by more than a 256th.
     """
-    if block_size > LARGEST_BLOCK or weight.shape[-2] % block_size:
+    *lead, width, out = weight.shape
+    if block_size > LARGEST_BLOCK or width % block_size:
+        fitting = " or ".join(str(size) for size in (16, 32, 64, 128, LARGEST_BLOCK) if width % size == 0)
         raise ConfigError(
             explain(
                 "block_size",
-                expected=f"a divisor of the input width {weight.shape[-2]}, at most {LARGEST_BLOCK}",
+                expected=f"a divisor of the input width {width}, at most {LARGEST_BLOCK}",
                 found=block_size,
-                todo="Choose 32 or 64.",
+                todo=f"Choose {fitting}." if fitting else "Only multiples of 16 can be quantised.",
             )
         )
-    *lead, width, out = weight.shape
     values = torch.empty(*lead, width, out, dtype=torch.int8, device=weight.device)
     scales = torch.empty(*lead, width // block_size, out, device=weight.device)
     columns = max(1, CHUNK_NUMBERS * out // max(1, weight.numel()))
