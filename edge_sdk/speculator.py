@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from edge_sdk.backends import States
-from edge_sdk.drafting import Draft, PromptLookup
+from edge_sdk.drafting import Draft, Kind, PromptLookup
 from edge_sdk.pace import HEAD, LENGTHS, Acceptance, StepTimes, gain
 from edge_sdk.speculation import Speculation
 
@@ -47,7 +47,7 @@ class Counts(msgspec.Struct):
 class _Trial(NamedTuple):
     tokens: list[int]
     """That were fed: a chosen one and drafted ones."""
-    kinds: list[tuple[str, int]]
+    kinds: list[Kind]
     """Of the drafted ones."""
     logits: np.ndarray
     """After each of them, (tokens, vocab) float32."""
@@ -69,7 +69,7 @@ class Speculator:
         self._trial: _Trial | None = None
         self._said = 0
         """How many of the trial's tokens were said; the states do not hold them before it is settled."""
-        self._guesses: list[tuple[tuple[str, int], int]] = []
+        self._guesses: list[tuple[Kind, int]] = []
         """Drafted tokens that were not verified: what becomes of them is seen all the same."""
 
     def forget(self) -> None:
@@ -169,5 +169,5 @@ class Speculator:
         return Draft(tokens, _head_kinds(len(tokens)))
 
 
-def _head_kinds(count: int) -> list[tuple[str, int]]:
+def _head_kinds(count: int) -> list[Kind]:
     return [("head", index) for index in range(count)]
