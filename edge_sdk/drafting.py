@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
@@ -24,11 +23,15 @@ class Draft(NamedTuple):
     """Of each of them."""
 
 
-KINDS: dict[bool | None, list[Kind]] = {
-    foreseen: [("lookup", match.bit_length(), foreseen) for match in range(LONGEST_MATCH + 1)]
+_BY_LENGTH: dict[bool | None, list[Kind]] = {
+    foreseen: [("lookup", bits, foreseen) for bits in range(LONGEST_MATCH.bit_length() + 1)]
     for foreseen in (None, False, True)
 }
-"""By whether the token that is copied was foreseen, and by how many tokens before it match."""
+KINDS: dict[bool | None, list[Kind]] = {
+    foreseen: [kinds[match.bit_length()] for match in range(LONGEST_MATCH + 1)]
+    for foreseen, kinds in _BY_LENGTH.items()
+}
+"""By whether the token that is copied was foreseen, and by how many tokens before it match; equal ones are the same."""
 
 
 class PromptLookup:
@@ -78,13 +81,12 @@ class PromptLookup:
         """
         if self._next < 0:
             return Draft([], [])
-        stop = min(self._next + count, len(self._tokens))
-        places = itertools.islice(itertools.cycle(range(self._next, stop)), count)
-        tokens, kinds = list[int](), list[Kind]()
-        for match, place in enumerate(places, start=self._match):  # each that is right makes the match one longer
-            tokens.append(self._tokens[place])
-            kinds.append(KINDS[self._foreseen[place]][min(match, LONGEST_MATCH)])
-        return Draft(tokens, kinds)
+        places = slice(self._next, self._next + count)
+        tokens, foreseen = self._tokens[places], self._foreseen[places]
+        while len(tokens) < count:
+            tokens, foreseen = (tokens * 2)[:count], (foreseen * 2)[:count]
+        matches = range(self._match, self._match + count)  # each token that is right makes it one longer
+        return Draft(tokens, [KINDS[each][min(match, LONGEST_MATCH)] for each, match in zip(foreseen, matches)])
 
     def _move(self, right: bool) -> None:
         """Finds the place that the end repeats, after a token that was expected or not."""

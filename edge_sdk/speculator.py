@@ -138,7 +138,7 @@ class Speculator:
             if not draft.tokens:
                 continue
             self._guesses.append((draft.kinds[0], draft.tokens[0]))
-            worth, promised = gain(self._times, map(self._acceptance.of, draft.kinds))
+            worth, promised = gain(self._times, self._acceptance.each(draft.kinds))
             if promised > rate:
                 best, count, rate = draft, worth, promised
         if self._uses_head and (head := self._head_length(most))[1] > rate:
@@ -160,7 +160,7 @@ class Speculator:
         """How many tokens the head should draft, and the rate that this promises."""
         if len(self._lookup) - self._head_at > HEAD_REST:
             return 1, float("inf")
-        return gain(self._times, map(self._acceptance.of, _head_kinds(most)), self._times.of(HEAD))
+        return gain(self._times, self._acceptance.each(_head_kinds(most)), self._times.of(HEAD))
 
     def _head_draft(self, token: int, states: States, count: int) -> Draft:
         self._head_at = len(self._lookup)

@@ -168,6 +168,17 @@ def test_a_session_begins_with_what_others_saw() -> None:
     assert second.of("a") < 0.2 < first.of("a")
 
 
+def test_the_first_drafts_of_a_kind_say_most() -> None:
+    general = Acceptance()
+    for _ in range(3):
+        Acceptance(general).note("a", True)
+    assert general.of("a") == pytest.approx((Acceptance.PRIOR + 3) / 4)
+    for _ in range(1000):
+        general.note("a", True)
+    general.note("a", False)
+    assert general.of("a") > 0.97
+
+
 MAMBA = Mamba2Spec(heads=2, head_dim=8, groups=1, state=8)
 ATTENTION = AttentionSpec(heads=2, kv_heads=1, head_dim=8)
 BESIDE = ParallelSpec(mamba=MAMBA, attention=ATTENTION)
