@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import edge_sdk
-from edge_sdk import LanguageModel, Options
+from edge_sdk import Completion, LanguageModel, Options
 from edge_sdk.backends import States
 from edge_sdk.errors import BackendError, ConfigError, PromptError
 from edge_sdk.session import Session
@@ -196,7 +196,14 @@ def test_an_answer_may_be_awaited(model: LanguageModel) -> None:
         with model.session() as session:
             return [token.text async for token in session.stream("jump twice")]
 
+    async def together() -> list[Completion]:
+        with model.session() as one, model.session() as other:
+            return await asyncio.gather(one.stream("jump twice"), other.stream(COMMANDS[0]))
+
     assert "".join(asyncio.run(ask())) == model.generate("jump twice").text
+    first, second = asyncio.run(together())
+    assert first.text == model.generate("jump twice").text
+    assert second.token_ids == model.generate(COMMANDS[0]).token_ids
 
 
 def test_a_cancelled_task_cancels_the_answer(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
