@@ -27,8 +27,8 @@ constexpr int kDotVectors = 2;
 constexpr int64_t kChunk = 256;       // inputs whose weights stay in the first-level cache, about
 constexpr int64_t kRowsAtOnce = 256;  // token rows whose sums stay in the second-level cache
 
-// Up to so many rows, int4 weights are taken apart again for every tile, and a panel is not cut into chunks. Measured on
-// Zen 5: with VNNI that is faster up to 256 rows (by 30 % at 8), without it up to 9; elsewhere nothing was measured.
+// Up to so many rows, int4 weights are taken apart again for every tile, and a panel is not cut into chunks. Measured
+// on Zen 5: with VNNI that is faster up to 256 rows (by 30 % at 8), without it up to 9; elsewhere nothing was measured.
 #if defined(__AVX512F__) || defined(__AVXVNNI__)
 constexpr int64_t kFewRows = 64;
 #else
