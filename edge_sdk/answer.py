@@ -7,7 +7,7 @@ import inspect
 import threading
 import time
 from collections.abc import AsyncIterator, Generator, Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -54,7 +54,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stream(Iterator[Token], AsyncIterator[Token]):
-    """The tokens of one answer, made one by one as they are asked for, in ``for`` and in ``async for``."""
+    """The tokens of one answer, made one by one as they are asked for, in ``for`` and in ``async for``; or awaited."""
 
     def __init__(self, session: Session, options: Options, started: float) -> None:
         """``started``: when the answer was asked for, as time.monotonic() gave it. Raises ConfigError."""
@@ -115,6 +115,16 @@ class Stream(Iterator[Token], AsyncIterator[Token]):
         if token is None:
             raise StopAsyncIteration
         return token
+
+    def __await__(self) -> Generator[Any, None, Completion]:
+        """As :meth:`result`, while other tasks run; a task that is cancelled cancels the answer."""
+
+        async def finish() -> Completion:
+            async for _ in self:
+                pass
+            return self.result()
+
+        return finish().__await__()
 
     def _interruption(self) -> FinishReason | None:
         """Why no further step may begin."""

@@ -24,6 +24,7 @@ import msgspec
 from edge_sdk.control.policy import POLICY_FILE, PolicyConfig
 from edge_sdk.errors import BundleError, ConfigError, explain
 from edge_sdk.files import new_directory, sha256
+from edge_sdk.hashed_files import HashedFiles
 from edge_sdk.model import ModelConfig
 from edge_sdk.speculation import GraphSpec, extra_graphs
 from edge_sdk.tensor_spec import TensorSpec
@@ -34,6 +35,8 @@ MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
 ENGINES = "engines"
+HASHED = "hashed"
+"""In that folder: which files were hashed (:mod:`edge_sdk.hashed_files`)."""
 REQUIRED_FILES = (GRAPH, WEIGHTS, TOKENIZER_FILE, TEMPLATE_FILE)
 """Of a language model."""
 REEXPORT = "Copy the bundle again or export it again with `edge-export bundle`."
@@ -83,15 +86,22 @@ class Bundle:
         self.path, self.manifest = path, manifest
 
     @classmethod
-    def open(cls, path: str | Path, *, verify_hashes: bool = True) -> Bundle:
+    def open(cls, path: str | Path, *, verify_hashes: bool = True, remember: bool = False) -> Bundle:
         """Opens and checks a bundle; without ``verify_hashes`` only names and sizes are compared.
+
+        ``remember``: reads no file again that was hashed before and, as its times and inode say, not written since.
 
         Raises BundleError when anything is missing, altered, truncated, outside the folder or unknown.
         """
         folder = Path(path)
         manifest = read_manifest(folder)
+        hashed = HashedFiles(folder / ENGINES / HASHED) if remember else None
         for name, entry in manifest.files.items():
-            _check_file(folder, name, entry, verify_hashes)
+            file = _check_file(folder, name, entry)
+            if verify_hashes:
+                _check_hash(file, entry, hashed.sha256(name, file) if hashed else sha256(file))
+        if hashed is not None:
+            hashed.save()
         graphs = extra_graphs(manifest.model)
         for name in required_files(manifest.model):
             if name not in manifest.files:
@@ -171,14 +181,18 @@ def check_inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _check_file(folder: Path, name: str, entry: FileEntry, verify_hash: bool) -> None:
+def _check_file(folder: Path, name: str, entry: FileEntry) -> Path:
     path = check_inside(folder, name)
     if not path.is_file():
         _refuse(str(path), expected="a file", found="none")
     size = path.stat().st_size
     if size != entry.bytes:
         _refuse(str(path), expected=f"{entry.bytes} bytes", found=f"{size}")
-    if verify_hash and (digest := sha256(path)) != entry.sha256:
+    return path
+
+
+def _check_hash(path: Path, entry: FileEntry, digest: str) -> None:
+    if digest != entry.sha256:
         _refuse(str(path), expected=f"sha256 {entry.sha256}", found=digest)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
-from edge_sdk.pace import LENGTHS
+Kind = tuple[Hashable, ...]
+"""What a drafted token is known by, for how often such ones are right."""
 
 LONGEST_MATCH = 16
 """Tokens that an earlier occurrence is compared over."""
@@ -18,20 +19,32 @@ class Draft(NamedTuple):
     """Tokens that may come next."""
 
     tokens: list[int]
-    kinds: list[tuple[str, int]]
-    """What each of them is known by, for how often such ones are right."""
+    kinds: list[Kind]
+    """Of each of them."""
 
 
-KINDS = [("lookup", min(match, LONGEST_MATCH).bit_length()) for match in range(LONGEST_MATCH + max(LENGTHS) + 1)]
-"""By the length of the match: each token that is right makes it one longer."""
+_BY_LENGTH: dict[bool | None, list[Kind]] = {
+    foreseen: [("lookup", bits, foreseen) for bits in range(LONGEST_MATCH.bit_length() + 1)]
+    for foreseen in (None, False, True)
+}
+KINDS: dict[bool | None, list[Kind]] = {
+    foreseen: [kinds[match.bit_length()] for match in range(LONGEST_MATCH + 1)]
+    for foreseen, kinds in _BY_LENGTH.items()
+}
+"""By whether the token that is copied was foreseen, and by how many tokens before it match; equal ones are the same."""
 
 
 class PromptLookup:
-    """The tokens of a conversation, and where each pair of them occurred before.
+    """The tokens of a conversation, and the place in it that its end repeats.
 
     What followed the longest match of the last tokens is drafted (prompt lookup decoding: Saxena 2023; as vLLM's and
     transformers' ``prompt_lookup``). Occurrences are found as in LZ77's hash chains (RFC 1951, section 4): a table of
     pairs and a chain of earlier ones, so a token costs the same however long the conversation is.
+
+    Two things are added for texts that repeat their form and not their content, as records in JSON do. Where a token
+    differs and no pair is known, the place moves on by a token all the same (as the match models of the PAQ archivers
+    recover): behind a value of as many tokens the form goes on. And of each token is known whether it was foreseen the
+    same way: names and brackets were, values were not, and will be so again.
     """
 
     def __init__(self) -> None:
@@ -40,37 +53,57 @@ class PromptLookup:
         """By pair the position of its second token."""
         self._earlier: list[int] = []
         """By position that of the pair's occurrence before; -1 where there is none."""
+        self._foreseen: list[bool | None] = []
+        """By position whether what was then expected came; None where nothing was expected."""
+        self._next, self._match = -1, 0
+        """Where the token stands that is expected next, and how many tokens before it are the last ones; at most 1
+        where the place was kept over one that differed. -1 where none is expected."""
 
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def extend(self, token_ids: Sequence[int]) -> None:
+    def extend(self, token_ids: Iterable[int]) -> None:
         """Adds tokens to the conversation."""
         tokens, latest, earlier = self._tokens, self._latest, self._earlier
         for token in token_ids:
             pair = (tokens[-1] if tokens else -1, token)
             earlier.append(latest.get(pair, -1))
             latest[pair] = len(tokens)
+            right = self._next >= 0 and tokens[self._next] == token
+            self._foreseen.append(right if self._next >= 0 else None)
             tokens.append(token)
+            self._move(right)
 
     def draft(self, count: int) -> Draft:
-        """Up to ``count`` tokens, none where the last two never occurred before.
+        """Up to ``count`` tokens, none where nothing is expected.
 
         A copy that reaches the end of what is known goes on with what it drafted, as a repetition does.
         """
-        source, match = self._longest_match()
-        if source < 0:
+        if self._next < 0:
             return Draft([], [])
-        known = self._tokens[source + 1 : source + 1 + count]
-        period = len(known)
-        tokens = [known[index % period] for index in range(count)]
-        return Draft(tokens, KINDS[match : match + count])
+        places = slice(self._next, self._next + count)
+        tokens, foreseen = self._tokens[places], self._foreseen[places]
+        while len(tokens) < count:
+            tokens, foreseen = (tokens * 2)[:count], (foreseen * 2)[:count]
+        matches = range(self._match, self._match + count)  # each token that is right makes it one longer
+        return Draft(tokens, [KINDS[each][min(match, LONGEST_MATCH)] for each, match in zip(foreseen, matches)])
+
+    def _move(self, right: bool) -> None:
+        """Finds the place that the end repeats, after a token that was expected or not."""
+        if not right or self._match < 2:
+            source, match = self._longest_match()
+            if source >= 0:
+                self._next, self._match = source + 1, match
+                return
+        if self._next >= 0:
+            self._next += 1
+            self._match = self._match + 1 if right else 0
 
     def _longest_match(self) -> tuple[int, int]:
-        """Where the last tokens occurred before, by the position of the last one, and how many of them did."""
+        """Where the last two tokens, or more, occurred before, by the position of the last one, and how many did."""
         tokens, best = self._tokens, (-1, 0)
         end = len(tokens) - 1
-        candidate = self._earlier[end] if tokens else -1
+        candidate = self._earlier[end]
         for _ in range(CANDIDATES):
             if candidate < 1:
                 break

@@ -183,6 +183,8 @@ def load(
     """Opens and checks a bundle and prepares an engine for it.
 
     ``device``: ``auto``, ``cpu``, ``cuda`` or ``tensorrt``. ``threads``: of the engine, all cores if None.
+    ``verify_hashes``: compare every file's content with the manifest's hash, a file that was compared before and not
+    written since by its times alone; without, only names and sizes.
     ``prefix_cache_bytes``: memory for the states after beginnings of prompts; 0 keeps none.
     ``prefix_cache_folder``: where they outlast the process, up to eight times as many bytes.
     ``slots``: answers that may be made at the same time, step by step together; with 1, sessions take turns by step
@@ -197,7 +199,7 @@ def load(
     Raises BundleError for a damaged bundle, or one that is replaced meanwhile, BackendError where no engine can run it,
     and ConfigError where it cannot speculate as asked for.
     """
-    bundle = Bundle.open(path, verify_hashes=verify_hashes)
+    bundle = Bundle.open(path, verify_hashes=verify_hashes, remember=True)
     if bundle.manifest.model.policy is not None:
         todo = "Use edge_sdk.load_policy."
         raise BundleError(explain(str(path), expected="a language model", found="a policy", todo=todo))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 
 WINDOW = 7
 """Steps of a kind whose lower quartile counts: what slows a step down from outside is not what it takes."""
 
-LENGTHS = (1, 2, 4, 8, 16)
-"""Drafted tokens that are verified at once: few, since each length has buffers of its own."""
+LENGTHS = (1, 2, 4, 7, 15)
+"""Drafted tokens that are verified at once: few, since each length has buffers of its own. With the token before them
+they are 8 and 16: the CPU's scan takes more than 8 in another way, and each has its price."""
 
 HOPED_GROWTH = 0.02
 """Of a plain step's time: what another verified token is thought to take before one was measured."""
@@ -107,10 +108,10 @@ class Acceptance:
     PRIOR, PACE = 0.5, 1 / 12
 
     def __init__(self, general: Acceptance | None = None) -> None:
-        """``general``: of all sessions, which learns along more slowly."""
+        """``general``: of all sessions, which learns along: at first as a mean does, then more slowly."""
         self._general = general
-        self._pace = self.PACE if general else self.PACE / 4
         self._shares: dict[Hashable, float] = {}
+        self._seen: dict[Hashable, int] = {}
 
     def of(self, kind: Hashable) -> float:
         """The share of tokens of this kind that were right."""
@@ -119,9 +120,20 @@ class Acceptance:
             share = self._general.of(kind) if self._general else self.PRIOR
         return share
 
+    def each(self, kinds: Iterable[Hashable]) -> Iterator[float]:
+        """Of several kinds, of which the same often follow one another."""
+        last, share = object(), 0.0
+        for kind in kinds:
+            if kind is not last:
+                last, share = kind, self.of(kind)
+            yield share
+
     def note(self, kind: Hashable, right: bool) -> None:
         """A drafted token of this kind was right or not."""
-        share = self.of(kind)
-        self._shares[kind] = share + self._pace * (right - share)
+        share, pace = self.of(kind), self.PACE
         if self._general:
             self._general.note(kind, right)
+        else:
+            self._seen[kind] = seen = self._seen.get(kind, 1) + 1
+            pace = max(pace / 4, 1 / seen)
+        self._shares[kind] = share + pace * (right - share)

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from edge_sdk.backends import States
-from edge_sdk.drafting import Draft, PromptLookup
+from edge_sdk.drafting import Draft, Kind, PromptLookup
 from edge_sdk.pace import HEAD, LENGTHS, Acceptance, StepTimes, gain
 from edge_sdk.speculation import Speculation
 
@@ -47,7 +47,7 @@ class Counts(msgspec.Struct):
 class _Trial(NamedTuple):
     tokens: list[int]
     """That were fed: a chosen one and drafted ones."""
-    kinds: list[tuple[str, int]]
+    kinds: list[Kind]
     """Of the drafted ones."""
     logits: np.ndarray
     """After each of them, (tokens, vocab) float32."""
@@ -69,7 +69,7 @@ class Speculator:
         self._trial: _Trial | None = None
         self._said = 0
         """How many of the trial's tokens were said; the states do not hold them before it is settled."""
-        self._guesses: list[tuple[tuple[str, int], int]] = []
+        self._guesses: list[tuple[Kind, int]] = []
         """Drafted tokens that were not verified: what becomes of them is seen all the same."""
 
     def forget(self) -> None:
@@ -138,7 +138,7 @@ class Speculator:
             if not draft.tokens:
                 continue
             self._guesses.append((draft.kinds[0], draft.tokens[0]))
-            worth, promised = gain(self._times, map(self._acceptance.of, draft.kinds))
+            worth, promised = gain(self._times, self._acceptance.each(draft.kinds))
             if promised > rate:
                 best, count, rate = draft, worth, promised
         if self._uses_head and (head := self._head_length(most))[1] > rate:
@@ -160,7 +160,7 @@ class Speculator:
         """How many tokens the head should draft, and the rate that this promises."""
         if len(self._lookup) - self._head_at > HEAD_REST:
             return 1, float("inf")
-        return gain(self._times, map(self._acceptance.of, _head_kinds(most)), self._times.of(HEAD))
+        return gain(self._times, self._acceptance.each(_head_kinds(most)), self._times.of(HEAD))
 
     def _head_draft(self, token: int, states: States, count: int) -> Draft:
         self._head_at = len(self._lookup)
@@ -169,5 +169,5 @@ class Speculator:
         return Draft(tokens, _head_kinds(len(tokens)))
 
 
-def _head_kinds(count: int) -> list[tuple[str, int]]:
+def _head_kinds(count: int) -> list[Kind]:
     return [("head", index) for index in range(count)]

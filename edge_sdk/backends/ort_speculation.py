@@ -219,12 +219,14 @@ class SpeculativeEngine(OrtEngine):
     def accept(self, states: States, counts: np.ndarray) -> None:
         """See :meth:`edge_sdk.backends.Engine.accept`."""
         assert isinstance(states, SpeculativeStates)
-        if not ((counts >= 1) & (counts <= states.verified)).all():
+        kept = counts.tolist()  # of a single row, which Python looks at faster than numpy
+        if min(kept) < 1 or max(kept) > states.verified:
             raise ValueError(explain("counts", expected=f"1 to {states.verified}", found=counts, todo="Verify first."))
-        for row in np.flatnonzero(counts < states.verified):
-            self._scan_again(states, int(row), int(counts[row]))
+        for row, count in enumerate(kept):
+            if count < states.verified:
+                self._scan_again(states, row, count)
         if states.context is not None and states.call is not None:
-            count = int(counts[0])
+            (count,) = kept
             states.context.note(states.call.fed[:, :count], self.hidden_states(states)[:, :count])
         states.turn, states.verified = 1 - states.turn, 0
         states.past_length += counts

@@ -57,7 +57,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 def create_app(model: LanguageModel, settings: Settings) -> ASGIApp:
     """The application around a model."""
     workers = Workers(settings.at_once, settings.waiting)
-    metrics = Metrics(workers)
+    metrics = Metrics(workers, model.engine.name)
     card = {"id": settings.name, "object": "model", "created": int(time.time()), "owned_by": "edge-sdk"}
 
     async def health(_: Request) -> Response:

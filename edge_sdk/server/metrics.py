@@ -6,20 +6,24 @@ import logging
 import math
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from edge_sdk.answer import Completion
 from edge_sdk.server.work import Workers
-from edge_sdk.telemetry import read_power, read_temperatures
+from edge_sdk.telemetry import read_memory, read_power, read_temperatures
 
 log = logging.getLogger("edge_sdk.server")
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+
+MACHINE_S = 60.0
+"""From one line about the machine to the next, at least."""
 
 
 class Record(msgspec.Struct, kw_only=True):
@@ -51,14 +55,27 @@ class Record(msgspec.Struct, kw_only=True):
         return (time.monotonic() - self.arrived_s) * 1e3
 
 
+class MachineRecord(msgspec.Struct, kw_only=True):
+    """The machine while it answers, as the log tells it."""
+
+    engine: str
+    resident_bytes: int
+    peak_bytes: int
+    temperatures_celsius: dict[str, float]
+    power_watts: dict[str, float]
+
+
 class Sensors(Collector):
     """Temperatures and power at the moment when they are asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
 
     def collect(self) -> Iterable[Metric]:
         """See :mod:`edge_sdk.telemetry`."""
         for name, unit, label, values in (
-            ("edge_temperature", "celsius", "zone", read_temperatures()),
-            ("edge_power", "watts", "rail", read_power()),
+            ("edge_temperature", "celsius", "zone", read_temperatures(self._root)),
+            ("edge_power", "watts", "rail", read_power(self._root)),
         ):
             family = GaugeMetricFamily(f"{name}_{unit}", f"By {label}, as sysfs has it", labels=[label])
             for place, value in values.items():
@@ -70,10 +87,15 @@ class Sensors(Collector):
 class Metrics:
     """All of one server's."""
 
-    def __init__(self, workers: Workers) -> None:
+    def __init__(self, workers: Workers, engine: str, root: Path = Path("/")) -> None:
+        """``engine``: its name; ``root``: where the machine's ``/proc`` and ``/sys`` are."""
+        self._engine, self._root = engine, root
+        self._told_s = -math.inf
+        """When the log was last told of the machine."""
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        registry.register(Sensors())
+        registry.register(Sensors(root))
+        Info("edge_engine", "What runs the model", registry=registry).info({"engine": engine})
         running = Gauge("edge_requests_running", "Requests being answered", registry=registry)
         running.set_function(lambda: workers.running)
         waiting = Gauge("edge_requests_waiting", "Requests in the queue", registry=registry)
@@ -111,4 +133,19 @@ class Metrics:
             for name, value in msgspec.structs.asdict(record).items()
             if name != "arrived_s"
         }
+        self._tell_of_the_machine()
         log.info("%s", msgspec.json.encode(fields).decode())
+
+    def _tell_of_the_machine(self) -> None:
+        """Logs it as a line of JSON, now and then."""
+        if time.monotonic() - self._told_s < MACHINE_S:
+            return
+        self._told_s, memory = time.monotonic(), read_memory(self._root)
+        record = MachineRecord(
+            engine=self._engine,
+            resident_bytes=memory.resident_bytes,
+            peak_bytes=memory.peak_bytes,
+            temperatures_celsius=read_temperatures(self._root),
+            power_watts=read_power(self._root),
+        )
+        log.info("%s", msgspec.json.encode(record).decode())

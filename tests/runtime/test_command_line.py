@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from edge_sdk.bundle import WEIGHTS
 
 EDGE_SDK = (sys.executable, "-m", "edge_sdk.cli")
 
@@ -103,6 +106,15 @@ def test_inspect(scan_bundle: Path) -> None:
     assert result.returncode == 0
     assert "every hash matches" in result.stdout
     assert "nemotron_h" in result.stdout
+
+
+def test_inspect_hashes_everything(scan_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(scan_bundle, tmp_path / "bundle"))
+    assert call("inspect", bundle).returncode == 0
+    content = bytearray((bundle / WEIGHTS).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / WEIGHTS).write_bytes(content)
+    assert "sha256" in call("inspect", bundle).stderr
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import edge_sdk
+from edge_plugins import missing_reason
 from edge_sdk import Bundle, backends, doctor, machine
 from edge_sdk.backends import choose_engine, engine_kinds, ort, ort_device
 from edge_sdk.backends.ort import OrtEngine
@@ -116,6 +117,9 @@ def test_what_is_missing_comes_with_what_to_do(
     advice = list(doctor._advice(jetson, providers, tensorrt, **installed, engines=engines))
     assert len(advice) == len(expected)
     assert all(text.startswith(start) for text, start in zip(advice, expected))
+    installed["has_kernels"] = False
+    slow = list(doctor._advice(jetson, providers, tensorrt, **installed, engines=engines))
+    assert [text for text in slow if text not in advice] == [f"No native CPU kernels: {missing_reason()}"]
     no_gpu = msgspec.structs.replace(jetson, gpus=(), gpu_missing="error 999")
     assert (
         "error 999" in list(doctor._advice(no_gpu, providers, {}, has_kernels=True, has_plugins=False, engines=[]))[-1]

@@ -152,22 +152,59 @@ def test_the_urgent_wait_for_one_step_at_most(chat_bundle: Path) -> None:
     threads = [threading.Thread(target=work, args=arguments) for work, arguments in ((chat, (0,)), (read, ()))]
     for thread in threads:
         thread.start()
-    with watched.model.session(priority=1) as control:
-        opened = len(watched.shapes)
-        stream = control.stream("walk around left thrice")
-        waited = []
-        next(stream)
-        for _ in range(8):
-            before = len(watched.shapes)
+    try:
+        with watched.model.session(priority=1) as control:
+            stream = control.stream("walk around left thrice")
+            waited = []
             next(stream)
-            waited.append(len(watched.shapes) - before)
-        assert max(waited) <= 2  # the step that runs already, and its own
-        others = [length for _, length in watched.shapes[opened:]]
-        # a block that was already asked for when the session opened is still fed whole
-        assert sorted(others)[-2] <= URGENT_BLOCK
-    stop.set()
+            for _ in range(8):
+                before = len(watched.shapes)
+                next(stream)
+                waited.append(len(watched.shapes) - before)
+            assert max(waited) <= 2  # the step that runs already, and its own
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_others_read_in_short_blocks_while_an_urgent_session_is_open(chat_bundle: Path) -> None:
+    watched = Watched(chat_bundle, 2)
+
+    def longest_block() -> int:
+        watched.shapes.clear()
+        with watched.model.session() as session:
+            session.read("walk " * 120)
+        return max(length for _, length in watched.shapes)
+
+    assert longest_block() > URGENT_BLOCK
+    with watched.model.session(priority=1):
+        assert longest_block() == URGENT_BLOCK
+    assert longest_block() > URGENT_BLOCK
+
+
+def test_a_place_is_given_to_the_urgent_and_then_in_the_order_of_coming(chat_bundle: Path) -> None:
+    watched = Watched(chat_bundle, 2)
+    held = [watched.model.session().stream(COMMANDS[index]) for index in range(2)]
+    for stream in held:
+        next(stream)
+    entered: list[str] = []
+
+    def ask(name: str, priority: int) -> None:
+        with watched.model.session(priority=priority) as session:
+            for _ in session.stream(COMMANDS[2], max_new_tokens=1):
+                entered.append(name)
+
+    threads = []
+    for name, priority in (("first", 0), ("second", 0), ("urgent", 1)):
+        threads.append(threading.Thread(target=ask, args=(name, priority)))
+        threads[-1].start()
+        while len(watched.model.steps._queue) < len(threads):  # type: ignore[union-attr]
+            time.sleep(0.001)
+    held[0].close()  # one place for three
     for thread in threads:
-        thread.join()
+        thread.join(30)
+    assert entered == ["urgent", "first", "second"]
 
 
 def test_a_failed_step_takes_only_its_own_batch_along(chat_bundle: Path, alone: dict[str, tuple[int, ...]]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import edge_sdk
-from edge_sdk import LanguageModel, Options
+from edge_sdk import Completion, LanguageModel, Options
 from edge_sdk.backends import States
 from edge_sdk.errors import BackendError, ConfigError, PromptError
 from edge_sdk.session import Session
@@ -196,26 +196,46 @@ def test_an_answer_may_be_awaited(model: LanguageModel) -> None:
         with model.session() as session:
             return [token.text async for token in session.stream("jump twice")]
 
+    async def together() -> list[Completion]:
+        with model.session() as one, model.session() as other:
+            return await asyncio.gather(one.stream("jump twice"), other.stream(COMMANDS[0]))
+
     assert "".join(asyncio.run(ask())) == model.generate("jump twice").text
+    first, second = asyncio.run(together())
+    assert first.text == model.generate("jump twice").text
+    assert second.token_ids == model.generate(COMMANDS[0]).token_ids
 
 
-def test_a_cancelled_task_cancels_the_answer(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = model.session()
+@pytest.mark.parametrize("whole", [False, True], ids=["in pieces", "whole"])
+def test_a_cancelled_task_cancels_the_answer(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    session, step, may_end = model.session(), model.engine.step, threading.Event()
+    stepping = threading.Event()
+
+    def held_up(*arguments: Any, **named: Any) -> np.ndarray:
+        stepping.set()
+        assert may_end.wait(30)
+        return step(*arguments, **named)
+
+    monkeypatch.setattr(model.engine, "step", held_up)
     stream = session.stream(COMMANDS[0])
 
     async def ask() -> None:
+        if whole:
+            await stream
         async for _ in stream:
-            await asyncio.sleep(10)
+            pass
 
     async def interrupt() -> None:
         task = asyncio.create_task(ask())
-        await asyncio.sleep(0.5)
+        assert await asyncio.to_thread(stepping.wait, 30)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        stream.cancel()
+        may_end.set()
 
-    asyncio.run(interrupt())
+    asyncio.run(interrupt())  # which waits for the thread that steps
     assert list(stream) == []
     assert stream.finish_reason == "cancelled"
 
