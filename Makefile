@@ -77,7 +77,7 @@ $(ROBOT)/ready: setup.py
 $(ROS)/ready: DISTRIBUTION = jazzy
 $(KILTED)/ready: DISTRIBUTION = kilted
 $(ROS)/ready $(KILTED)/ready: FIRST = --require-hashes -r ros_bridge/requirements-$(DISTRIBUTION).txt
-$(ROS)/ready $(KILTED)/ready: INSTALL = -e '.[cpu]' -e ros_bridge cmake ninja
+$(ROS)/ready $(KILTED)/ready: INSTALL = -e '.[cpu,vision]' -e 'ros_bridge[record]' cmake ninja
 $(ROS)/ready $(KILTED)/ready: THEN = sh ros_bridge/msgs/install.sh $(@D)
 $(ROS)/ready: ros_bridge/requirements-jazzy.txt
 $(KILTED)/ready: ros_bridge/requirements-kilted.txt

@@ -89,6 +89,7 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.16"],
     "test": [
         "cmake>=3.20",
+        "colcon-ros>=0.5",
         "cyclonedds==11.0.1",
         "gymnasium[mujoco]>=1.1",
         "gymnasium-robotics>=1.4.2",
@@ -102,6 +103,7 @@ EXTRAS = {
         "pybind11>=2.12",
         "pytest>=8.0",
         "pytest-xdist>=3.7",
+        "rosbags>=0.11.9,<0.12",
         "scipy>=1.11",
         "tensorboard>=2.16",
         f"{TENSORRT_RTX}; sys_platform == 'linux' and platform_machine == 'x86_64'",

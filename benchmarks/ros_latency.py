@@ -1,4 +1,4 @@
-"""What the ROS bridge adds: a bare rclpy echo, a prompt to its first token, an odometry to the command made of it.
+"""What the ROS bridge adds: a bare rclpy echo, a prompt to its first token, a sensor's message to its command.
 
     .venvs/ros/bin/python benchmarks/ros_latency.py --bundle BUNDLE --out build/ros_latency.json [--quick]
 
@@ -29,6 +29,7 @@ os.environ |= {"ROS_DOMAIN_ID": DOMAIN_ID, "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOC
 import rclpy  # noqa: E402
 from geometry_msgs.msg import Twist  # noqa: E402
 from nav_msgs.msg import Odometry  # noqa: E402
+from sensor_msgs.msg import Image  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
 
 import edge_sdk  # noqa: E402
@@ -54,6 +55,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of the model, in the node and by itself; 0 is all cores"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer rounds: to see that it works")
     options = parser.parse_args()
     rounds = 100 if options.quick else 2000
@@ -61,9 +65,13 @@ def main() -> None:
         "rounds": rounds,
         "rclpy": version("ros-rclpy"),
         "echo_1kb_ms": echo(rounds),
-        **prompts(options.bundle, rounds),
-        **commands(rounds),
+        **prompts(options.bundle, rounds, options.threads),
+        **commands("odometry", rounds),
+        **commands("image", rounds),
     }
+    for quantile_ in ("p50", "p99"):
+        apart = record["model_first_token_ms"][quantile_] + record["echo_1kb_ms"][quantile_]
+        record[f"added_{quantile_}_ms"] = round(record["prompt_to_first_token_ms"][quantile_] - apart, 3)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(record, indent=1))
@@ -117,9 +125,12 @@ def echo(rounds: int) -> dict[str, float]:
     return summary(times_s)
 
 
-def prompts(bundle: Path, rounds: int) -> dict[str, Any]:
-    """From a prompt's sending to its first token and text; and the same of the model in this process."""
-    model = edge_sdk.load(bundle)
+def prompts(bundle: Path, rounds: int, threads: int) -> dict[str, Any]:
+    """From a prompt's sending to its first token and text; and the same of the model in this process.
+
+    The prompt and its answer are short, so that the model takes little of the time.
+    """
+    model = edge_sdk.load(bundle, threads=threads or None)
     own_first_s, own_text_s, first_s, text_s = (list[float]() for _ in range(4))
     for _ in range(rounds):
         started = time.perf_counter()
@@ -129,7 +140,7 @@ def prompts(bundle: Path, rounds: int) -> dict[str, Any]:
             own_first_s.append(time.perf_counter() - started)
             stream.result()
         own_text_s.append(time.perf_counter() - started)
-    settings = ("-p", f"bundle:={bundle}", "-p", "drive:=false", "-p", "autostart:=true")
+    settings = ("-p", f"bundle:={bundle}", "-p", f"threads:={threads}", "-p", "drive:=false", "-p", "autostart:=true")
     with process("-m", "edge_ros_bridge.language_node", "--ros-args", *settings) as node, LanguageClient() as client:
         client.wait_until_matched(60)
         client.wait_diagnostics("state", "active", 120)
@@ -138,7 +149,7 @@ def prompts(bundle: Path, rounds: int) -> dict[str, Any]:
             client.events.clear()
             sent_s = client.send(PROMPT)
             client.wait(lambda: bool(client.received("text")), "a text", 30)
-            client.wait(lambda: bool(client.received("tokens")), "a token", 30)
+            client.wait(lambda: _is_whole(client), "all tokens", 30)  # so that none is taken for one of the next answer
             first_s.append(client.received("tokens")[0].time_s - sent_s)
             text_s.append(client.received("text")[0].time_s - sent_s)
         share = (cpu_s(node.pid) - used_s) / (time.monotonic() - began_s)
@@ -151,32 +162,55 @@ def prompts(bundle: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def commands(rounds: int) -> dict[str, Any]:
-    """The age of the odometry behind a command when it arrives, and the commands' intervals; 25 Hz.
+def _is_whole(client: LanguageClient) -> bool:
+    (text,) = client.received("text")
+    return bool("".join(token.data for token in client.received("tokens")) == text.data)
 
-    The x of every odometry is its number, and the command's speed tells which one it comes from.
+
+def commands(kind: str, rounds: int) -> dict[str, Any]:
+    """The age of the message behind a command when that arrives, and the commands' intervals; 25 Hz.
+
+    Every message holds its number, and the command's speed tells which one it comes from. ``kind``: odometry or image.
     """
-    settings = ("policy_entry:=counting_policy:make", "sources.odometry.type:=odometry", "autostart:=true")
-    arguments = [item for each in settings for item in ("-p", each)]
-    fields = ("-p", "sources.odometry.fields:=[pose.pose.position.x]")
-    program = ("-m", "edge_ros_bridge.control_node", "--ros-args", *arguments, *fields)
+    settings = ["policy_entry:=counting_policy:make", f"policy:={kind}", f"sources.{kind}.type:={kind}"]
+    if kind == "odometry":
+        settings.append("sources.odometry.fields:=[pose.pose.position.x]")
+    arguments = [item for each in (*settings, "autostart:=true") for item in ("-p", each)]
+    program = ("-m", "edge_ros_bridge.control_node", "--ros-args", *arguments)
     with process(*program) as node, NodeClient("control") as client:
-        return _commands(client, node.pid, min(rounds, 500))
+        found = _commands(client, kind, node.pid, min(rounds, 500))
+    return {f"{kind}_{name}": value for name, value in found.items()}
 
 
-def _commands(client: NodeClient, pid: int, rounds: int) -> dict[str, Any]:
+def _numbered_odometry(number: int) -> Odometry:
+    message = Odometry()
+    message.pose.pose.position.x = float(number)
+    return message
+
+
+def _numbered_image(number: int) -> Image:
+    """640 x 480, 0.9 MB; its first pixel is the number."""
+    message = Image(height=480, width=640, encoding="rgb8", step=640 * 3)
+    message.data.frombytes(number.to_bytes(3, "big") + bytes(480 * 640 * 3 - 3))
+    return message
+
+
+def _commands(client: NodeClient, kind: str, pid: int, rounds: int) -> dict[str, Any]:
     client.listen(Twist, "cmd_vel", "cmd_vel", 100)
-    publisher = client.node.create_publisher(Odometry, "odom", 10)
+    if kind == "odometry":
+        make, period_s, publisher = _numbered_odometry, 0.005, client.node.create_publisher(Odometry, "odom", 10)
+    else:
+        make, period_s, publisher = _numbered_image, 0.02, client.node.create_publisher(Image, "image", 2)
     numbers, sent_s = itertools.count(1), {0: time.monotonic()}
 
     def sense() -> None:
-        message, number = Odometry(), next(numbers)
+        number = next(numbers)
+        message = make(number)
         message.header.stamp = client.node.get_clock().now().to_msg()
-        message.pose.pose.position.x = float(number)
         sent_s[number] = time.monotonic()
         publisher.publish(message)
 
-    client.node.create_timer(0.005, sense)
+    client.node.create_timer(period_s, sense)
     client.wait(lambda: len(client.received("cmd_vel")) > 10, "commands", 120)
     client.events.clear()
     used_s, began_s = cpu_s(pid), time.monotonic()
@@ -186,7 +220,7 @@ def _commands(client: NodeClient, pid: int, rounds: int) -> dict[str, Any]:
     ages_s = [event.time_s - sent_s[round(event.data.linear_x)] for event in events]
     gaps_s = [later.time_s - earlier.time_s for earlier, later in itertools.pairwise(events)]
     return {
-        "odometry_age_at_command_ms": summary(ages_s),
+        "age_at_command_ms": summary(ages_s),
         "command_interval_ms": summary(gaps_s),
         "control_node_cores": round(share, 3),
     }

@@ -20,15 +20,20 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
         (f"share/{PACKAGE}/launch", sorted(glob("launch/*.launch.py", root_dir=HERE))),
-        (f"share/{PACKAGE}/config", sorted(glob("config/*.yaml", root_dir=HERE))),
+        (
+            f"share/{PACKAGE}/config",
+            sorted(glob("config/*.yaml", root_dir=HERE) + glob("config/*.json", root_dir=HERE)),
+        ),
     ],
     # neither rclpy nor edge-sdk: a ROS install brings the one, and the other comes from this checkout
     install_requires=["setuptools"],
+    extras_require={"record": ["mcap>=1.6,<2", "rosbags>=0.11.9,<0.12"]},
     entry_points={
         "console_scripts": [
             "language = edge_ros_bridge.language_node:main",
             "control = edge_ros_bridge.control_node:main",
             "container = edge_ros_bridge.container:main",
+            "record = edge_ros_bridge.record_node:main",
         ]
     },
 )

@@ -104,7 +104,7 @@ class Recording:
         from zstandard import ZstdError
 
         size = os.fstat(file.fileno()).st_size
-        exact = cast(IO[bytes], _Exact(file))  # of which the reader uses read() only
+        exact = cast(IO[bytes], ExactReader(file))  # of which the reader uses read() only
         record, has_data_end = None, False
         try:
             for record in StreamReader(exact, validate_crcs=True, record_size_limit=size).records:
@@ -188,7 +188,7 @@ class _Joiner:
         self._next[name] = sequence + 1
 
 
-class _Exact:
+class ExactReader:
     """A file that never returns less than it is asked for: mcap's reader takes what it gets."""
 
     def __init__(self, file: BinaryIO) -> None:

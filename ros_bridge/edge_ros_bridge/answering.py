@@ -39,6 +39,8 @@ class Listener:
     May raise EdgeError."""
     error: Callable[[str], None]
     """Why a prompt was not answered, or an answer not carried out."""
+    piece: Callable[[int, int, str], None] = lambda request, index, text: None
+    """As ``token``, with the prompt's number, counted from 1 on, and the token's index."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Answerer:
         self.stopped = threading.Event()
         self._stream: Stream | None = None
         """The answer that is being made."""
+        self._number = 0
+        """Of its prompt."""
         # a daemon, because a step of a large model may outlast the patience of whoever ends the process
         self._thread = threading.Thread(target=self._run, name="answerer", daemon=True)
         self._thread.start()
@@ -145,6 +149,7 @@ class Answerer:
                 explain("The prompt", expected="UTF-8 text", found="bytes that are not", todo="Encode it as UTF-8.")
             )
         settings, pieces = self._settings(), list[str]()
+        self._number += 1
         with self._model.session(priority=settings.priority) as session:
             self._stream = answer = session.stream(prompt, settings.options())
             for token in answer:
@@ -153,6 +158,7 @@ class Answerer:
                 pieces.append(token.text)
                 if token.text:
                     self._listener.token(token.text)
+                    self._listener.piece(self._number, token.index, token.text)
         if self.stopped.is_set():
             return
         result, text = answer.result(), "".join(pieces)

@@ -12,6 +12,7 @@ from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from rclpy.task import Future
 
 from edge_ros_bridge.answering import Settings
 from edge_ros_bridge.counting import Answers
@@ -23,6 +24,9 @@ from edge_sdk.grammar import Grammar
 from edge_sdk.language import LanguageModel
 from edge_sdk.options import Options
 from edge_sdk.text import Message
+
+END_TIMEOUT_S = 5.0
+"""How long the step that runs may take when no more goals are answered."""
 
 FEEDBACK_DEPTH = 1000
 """Pieces that are kept for a client that is slower than the model; its subscription must keep as many."""
@@ -51,7 +55,10 @@ def options_of(goal: Any, settings: Settings) -> Options:
 
 
 class Generating:
-    """Serves goals, each in a thread of the executor's, and sessions; while a model is there."""
+    """Serves goals, each in a thread of its own, and sessions; while a model is there.
+
+    The threads are not the executor's: rclpy's MultiThreadedExecutor adds milliseconds to every message of the node.
+    """
 
     def __init__(
         self,
@@ -59,13 +66,17 @@ class Generating:
         settings: Callable[[], Settings],
         answers: Answers,
         report: Callable[[str], None],
+        piece: Callable[[str, int, str], None],
     ) -> None:
-        self._settings, self._answers, self._report = settings, answers, report
+        """``piece`` is told every piece, with the goal's UUID in hex and the token's index."""
+        self._settings, self._answers, self._report, self._piece = settings, answers, report, piece
         self._active = False
         self._sessions: Sessions | None = None
         self._most = 0
         self._open: dict[bytes, Stream | None] = {}
         """Goals that are being answered, None before their stream begins."""
+        self._threads: set[threading.Thread] = set()
+        self._node = node
         self._lock = threading.Lock()
         group = ReentrantCallbackGroup()
         self._action = ActionServer(
@@ -95,10 +106,12 @@ class Generating:
         """Takes no more goals and ends those that are being answered after their current step; sessions are kept."""
         with self._lock:
             self._active = False
-            streams = list(self._open.values())
+            streams, threads = list(self._open.values()), list(self._threads)
         for stream in streams:
             if stream is not None:
                 stream.cancel()
+        for thread in threads:
+            thread.join(END_TIMEOUT_S)
 
     def forget(self) -> None:
         """Frees the sessions too."""
@@ -118,11 +131,33 @@ class Generating:
             stream.cancel()
         return CancelResponse.ACCEPT
 
-    def _execute(self, handle: Any) -> Any:
+    async def _execute(self, handle: Any) -> Any:
+        """Waits for the goal's thread; the executor does other things meanwhile."""
+        future = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(self._complete(handle))
+            except Exception as error:  # a bug or an engine's failure: rclpy says it, and aborts the goal
+                future.set_exception(error)
+            finally:
+                with self._lock:
+                    self._threads.discard(thread)
+                if self._node.executor is not None:
+                    self._node.executor.wake()
+
+        thread = threading.Thread(target=work, name="goal", daemon=True)
+        with self._lock:
+            self._threads.add(thread)
+            self._open[bytes(handle.goal_id.uuid)] = None
+        thread.start()
+        return await future
+
+    def _complete(self, handle: Any) -> Any:
+        """Answers a goal; the result."""
         key = bytes(handle.goal_id.uuid)
         with self._lock:
             sessions = self._sessions if self._active else None
-            self._open[key] = None
         try:
             if sessions is None:
                 raise EdgeError("The node is not active any more.")
@@ -161,6 +196,7 @@ class Generating:
             for token in stream:
                 if token.text:
                     handle.publish_feedback(Generate.Feedback(index=token.index, text=token.text))
+                    self._piece(key.hex(), token.index, token.text)
             completion = stream.result()
         self._answers.add(completion)
         return completion

@@ -85,6 +85,7 @@ LANGUAGE = Interface(
         Parameter("priority", 0, "Of the prompts of ~/prompt among all that want the model", -100, 100, True),
         Parameter("queue_size", 8, "How many prompts, and how many goals, may wait; more are refused", 1, 1000),
         Parameter("slots", 1, "Answers that are made at the same time, step by step together", 1, 64),
+        Parameter("threads", 0, "Of the model; 0 is all cores. Fewer leave cores to whoever talks to the node", 0, 256),
         Parameter("session_folder", "", "Where ~/session saves sessions and restores them from; none: it does not"),
         Parameter("drive", True, "Turn answers into velocities; false for a model that only talks"),
         Parameter("linear_speed", 0.5, "Highest forward speed in m/s", 0.01, 10.0),
@@ -95,6 +96,13 @@ LANGUAGE = Interface(
     topics=(
         Topic("~/prompt", "std_msgs/String", "in", "A prompt; each is a conversation of its own"),
         Topic("~/tokens", "std_msgs/String", "out", "The text that each token adds, as it comes", Qos(depth=100)),
+        Topic(
+            "~/pieces",
+            "edge_sdk_msgs/Piece",
+            "out",
+            "The same of prompts and of goals, with index and request",
+            Qos(depth=100),
+        ),
         Topic(
             "~/text",
             "std_msgs/String",
@@ -148,6 +156,18 @@ CONTROL = Interface(
     services=(
         Service("~/estop", "std_srvs/SetBool", "true stops the robot and latches; false releases that, if it may be"),
     ),
+)
+
+RECORD = Interface(
+    node="record",
+    parameters=(
+        Parameter("folder", "", "Where bags are made, each in a folder of its own, named by the time"),
+        Parameter("topics", [], "What is recorded; none: every topic that is not hidden"),
+        Parameter("depth", 100, "Messages of a topic that may wait while this process is busy", 1, 100_000),
+        BUNDLE_AUTOSTART,
+    ),
+    topics=(ERROR, DIAGNOSTICS),
+    services=(),
 )
 
 SENSOR_QOS = Qos(depth=5, reliability="best_effort")

@@ -54,6 +54,7 @@ class LanguageNode(BridgeNode):
         self._timer: Timer | None = None
         self._speeds, self._settings, self._drive = Speeds(), Settings(), True
         self.apply({})
+        self._pieces: Any = None
         self._generating = self._begin_generating()
 
     @logged
@@ -62,10 +63,10 @@ class LanguageNode(BridgeNode):
         self._speeds = Speeds(self.value("linear_speed"), self.value("angular_speed"), self.value("rate_hz"))
         self._drive = self.value("drive")
         slots, waiting = self.value("slots"), self.value("queue_size")
-        self._model = edge_sdk.load(self._bundle_path(), slots=slots, waiting=waiting)
+        threads = self.value("threads") or None
+        self._model = edge_sdk.load(self._bundle_path(), threads=threads, slots=slots, waiting=waiting)
         if self._generating is not None:
-            most = min(waiting, self.threads - 2)
-            self._generating.configure(self._model, self.value("session_folder"), most)
+            self._generating.configure(self._model, self.value("session_folder"), waiting)
         self.get_logger().info(f"loaded {self._model.bundle.path}, which runs on {self._model.engine.name}")
         return super().on_configure(state)
 
@@ -74,7 +75,7 @@ class LanguageNode(BridgeNode):
         """Starts answering and the timer of the motion."""
         assert self._model is not None  # the state machine activates only what is configured
         result = super().on_activate(state)
-        listener = Listener(self._send_token, self._send_text, self._carry_out, self.report)
+        listener = Listener(self._send_token, self._send_text, self._carry_out, self.report, self._send_numbered)
         queue_size = self.value("queue_size")
         self._answerer = Answerer(self._model, queue_size, lambda: self._settings, listener, self._answers)
         if self._generating is not None:
@@ -104,15 +105,14 @@ class LanguageNode(BridgeNode):
         self._settings = settings
 
     def _begin_generating(self) -> Any:
-        """The action and the service, or None, and why, where their messages are not generated."""
+        """The action, the service and the pieces, or None, and why, where their messages are not generated."""
         if interfaces.MISSING:
             self.get_logger().warning(interfaces.MISSING)
             return None
         from edge_ros_bridge.generating import Generating
 
-        # every goal that is answered keeps a thread; one is left for everything else
-        self.threads = 2 + self.value("queue_size")
-        return Generating(self, lambda: self._settings, self._answers, self.report)
+        self._pieces = self.offer("~/pieces", managed=True)
+        return Generating(self, lambda: self._settings, self._answers, self.report, self._send_piece)
 
     def _bundle_path(self) -> str:
         path = str(self.value("bundle"))
@@ -140,6 +140,13 @@ class LanguageNode(BridgeNode):
 
     def _send_token(self, text: str) -> None:
         self._tokens.publish(String(data=text))
+
+    def _send_numbered(self, request: int, index: int, text: str) -> None:
+        self._send_piece(f"prompt-{request}", index, text)
+
+    def _send_piece(self, request: str, index: int, text: str) -> None:
+        if self._pieces is not None:
+            self._pieces.publish(interfaces.Piece(request=request, index=index, text=text))
 
     def _send_text(self, text: str) -> None:
         self._text.publish(String(data=text))

@@ -152,9 +152,16 @@ class BridgeNode(LifecycleNode):
         return self.subscription(message_class(topic.type), name, callback, profile(topic.qos), group)
 
     def subscription(
-        self, kind: Any, name: str, callback: Callable[[Any], None], qos: QoSProfile, group: Any = None
+        self,
+        kind: Any,
+        name: str,
+        callback: Callable[[Any], None],
+        qos: QoSProfile,
+        group: Any = None,
+        *,
+        raw: bool = False,
     ) -> Any:
-        """A subscription whose QoS can be overridden by parameters."""
+        """A subscription whose QoS can be overridden by parameters; a raw one brings bytes in CDR."""
         return self.create_subscription(
             kind,
             name,
@@ -163,6 +170,7 @@ class BridgeNode(LifecycleNode):
             callback_group=group,
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._mismatch(name, "publisher")),
             qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
+            raw=raw,
         )
 
     def report(self, message: str) -> None:

@@ -23,14 +23,14 @@ ODOMETRY_FIELDS = (
 JOINT_PARTS = {"position": "position", "velocity": "velocity", "effort": "effort"}
 """How a joint's field ends, and the array of sensor_msgs/JointState that it is of."""
 
-CHANNELS: Mapping[str, tuple[int, ...]] = {
-    "rgb8": (0, 1, 2),
-    "bgr8": (2, 1, 0),
-    "rgba8": (0, 1, 2),
-    "bgra8": (2, 1, 0),
-    "mono8": (0, 0, 0),
+CHANNELS: Mapping[str, slice] = {
+    "rgb8": slice(0, 3),
+    "bgr8": slice(2, None, -1),
+    "rgba8": slice(0, 3),
+    "bgra8": slice(2, None, -1),
+    "mono8": slice(0, 1),
 }
-"""Where red, green and blue are in a pixel of sensor_msgs/Image, by its encoding."""
+"""Where red, green and blue are in a pixel of sensor_msgs/Image, by its encoding; of mono8 they are the same."""
 
 BYTES_PER_PIXEL = {"mono8": 1, "rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4}
 
@@ -77,7 +77,7 @@ def yaw_of(q: Any) -> float:
 
 
 def picture_of(message: Any) -> np.ndarray:
-    """RGB (height, width, 3) uint8 of a sensor_msgs/Image; a view where its pixels lie that way, else one copy.
+    """RGB (height, width, 3) uint8 of a sensor_msgs/Image: a view of its bytes, whatever their order.
 
     Raises SensorError for an encoding that is none of CHANNELS, and for too few bytes.
     """
@@ -95,9 +95,7 @@ def picture_of(message: Any) -> np.ndarray:
             explain("The image", expected=f"{height} rows of {width} pixels", found=found, todo="Send it whole.")
         )
     pixels = content[: height * step].reshape(height, step)[:, : width * size].reshape(height, width, size)
-    if message.encoding == "rgb8":
-        return pixels
-    return pixels[:, :, CHANNELS[message.encoding]]
+    return np.broadcast_to(pixels[:, :, CHANNELS[message.encoding]], (height, width, 3))
 
 
 def compressed_picture(message: Any) -> np.ndarray:
@@ -108,7 +106,10 @@ def compressed_picture(message: Any) -> np.ndarray:
 
 
 def fitted(picture: np.ndarray, spec: ObservationSpec) -> np.ndarray:
-    """A picture (height, width, 3) as an observation's shape wants it: resampled where the size differs."""
+    """A picture (height, width, 3) as an observation's shape wants it: resampled where the size differs.
+
+    One of the right size is copied where its pixels do not lie row by row, red first, and else not at all.
+    """
     height, width, _ = spec.shape
     if picture.shape[:2] != (height, width):
         from edge_sdk.images import resized

@@ -15,6 +15,7 @@ from edge_ros_bridge.interface import (
     COMMAND_QOS,
     CONTROL,
     LANGUAGE,
+    RECORD,
     SENSOR_QOS,
     SOURCE_PARAMETERS,
     Interface,
@@ -63,13 +64,10 @@ def node(interface: Interface) -> str:
     """The tables of one node."""
     topics = ((_code(each.name), each.type, each.direction, str(each.qos), each.what) for each in interface.topics)
     services = ((_code(each.name), each.type, each.what) for each in interface.services)
-    return "\n\n".join(
-        (
-            table(("topic", "type", "", "QoS", "what"), topics),
-            table(("service or action", "type", "what"), services),
-            parameters(interface.parameters),
-        )
-    )
+    tables = [table(("topic", "type", "", "QoS", "what"), topics)]
+    if interface.services:
+        tables.append(table(("service or action", "type", "what"), services))
+    return "\n\n".join((*tables, parameters(interface.parameters)))
 
 
 def sensors() -> str:
@@ -92,6 +90,7 @@ def sections() -> dict[str, str]:
     return {
         "language": node(LANGUAGE),
         "control": node(CONTROL),
+        "record": node(RECORD),
         "sources": parameters(SOURCE_PARAMETERS),
         "sensors": sensors(),
         "commands": commands(),

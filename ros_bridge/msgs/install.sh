@@ -20,4 +20,4 @@ trap 'rm -rf "$work"' EXIT
   cmake -G Ninja -S "$here" -B "$work" -DPython3_EXECUTABLE="$prefix/bin/python" -DCMAKE_INSTALL_PREFIX="$prefix" \
     -DBUILD_TESTING=OFF -DCMAKE_BUILD_TYPE=MinSizeRel && cmake --build "$work" --target install
 } > "$work/log" 2>&1 || { tail -40 "$work/log"; exit 1; }
-"$prefix/bin/python" -c 'from edge_sdk_msgs.action import Generate; Generate.Goal()'
+"$prefix/bin/python" -c 'from edge_sdk_msgs.action import Generate; from edge_sdk_msgs.msg import Piece; Generate.Goal(), Piece()'

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from places import ROOT
 from processes import Peer, Ros
+
+sys.path.insert(0, str(ROOT / "tests" / "export"))  # tiny policies
 
 
 @pytest.fixture

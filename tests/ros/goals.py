@@ -10,7 +10,7 @@ from typing import Any
 
 from action_msgs.msg import GoalStatus
 from edge_sdk_msgs.action import Generate
-from edge_sdk_msgs.msg import ChatMessage
+from edge_sdk_msgs.msg import ChatMessage, Piece
 from edge_sdk_msgs.srv import ManageSession
 from rclpy.action import ActionClient
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -33,6 +33,10 @@ class Asker(NodeClient):
     def __init__(self, namespace: str) -> None:
         super().__init__("language", namespace=namespace)
         self.serve(ManageSession, "session")
+        self.pieces: list[list[Any]] = []
+        self.node.create_subscription(
+            Piece, "language/pieces", lambda told: self.pieces.append([told.request, told.index, told.text]), 100
+        )
         qos = QoSProfile(depth=FEEDBACK_DEPTH)
         self._action = ActionClient(self.node, Generate, "language/generate", feedback_sub_qos_profile=qos)
 
@@ -65,6 +69,18 @@ class Asker(NodeClient):
             handles[0].cancel_goal_async()
         self.wait(lambda: all(future.done() for future in results), "the results", 15)
         return [_plain(future.result(), told) for future, told in zip(results, pieces)]
+
+    def told(self, text: str) -> list[list[Any]]:
+        """The pieces of the first request that says so much, whole; and forgets all."""
+
+        def found() -> list[list[Any]]:
+            requests = dict.fromkeys(request for request, _, _ in self.pieces)
+            told = ([piece for piece in self.pieces if piece[0] == request] for request in requests)
+            return next((pieces for pieces in told if "".join(piece[2] for piece in pieces) == text), [])
+
+        self.wait(lambda: bool(found()), "pieces", 15)
+        pieces, self.pieces = found(), []
+        return pieces
 
     def manage(self, operation: str | int, **fields: str) -> str:
         """The session service; why it failed, or nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,16 @@ from edge_ros_bridge.commands import COMMANDS, layout_of, resting
 from edge_ros_bridge.matching import KEPT, StampMatcher
 from edge_ros_bridge.policies import find_policy
 from edge_ros_bridge.ros_robot import ClosedError, RosRobot
-from edge_ros_bridge.sensors import CHANNELS, SensorError, Source, fitted, joint_vector, picture_of, yaw_of
+from edge_ros_bridge.sensors import (
+    BYTES_PER_PIXEL,
+    CHANNELS,
+    SensorError,
+    Source,
+    fitted,
+    joint_vector,
+    picture_of,
+    yaw_of,
+)
 from edge_ros_bridge.stopping import Latch
 from edge_sdk.control.policy import ActionDim, ActionSpec, ObservationSpec
 from edge_sdk.control.robot import TIME_KEY
@@ -110,6 +120,25 @@ def test_a_picture_of_rgb_is_not_copied_and_another_size_is_resampled() -> None:
     smaller = fitted(np.full((4, 6, 3), 9, np.uint8), spec)
     assert smaller.shape == (2, 3, 3)
     assert np.all(smaller == 9)
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize("encoding", list(CHANNELS))
+def test_an_image_is_copied_once_at_most(encoding: str, padding: int) -> None:
+    """From the message to the policy's array; and not at all where its pixels lie as the policy reads them."""
+    height, width, channels = 60, 80, BYTES_PER_PIXEL[encoding]
+    message = image(encoding, np.zeros((height, width, channels), np.uint8), padding)
+    source = Source(ObservationSpec(name="front", shape=(height, width, 3), kind="image"), "image", "image")
+    source.read(message)
+    tracemalloc.start()
+    try:
+        picture = source.read(message)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    as_it_is = encoding == "rgb8" and not padding
+    assert np.shares_memory(picture, np.frombuffer(message.data, np.uint8)) == as_it_is
+    assert peak < 2000 + (0 if as_it_is else picture.nbytes)
 
 
 @pytest.mark.parametrize(("change", "found"), [({"encoding": "16UC1"}, "16UC1"), ({"data": b"1"}, "1 bytes")])

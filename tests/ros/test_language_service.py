@@ -54,6 +54,26 @@ def test_a_goal_is_answered_piece_by_piece(talker: tuple[Peer, Peer, Path], mode
     assert result["time_to_first_token_ms"] > 0
 
 
+def test_pieces_say_of_which_request_they_are(talker: tuple[Peer, Peer, Path], model: edge_sdk.LanguageModel) -> None:
+    peer, goals, _ = talker
+    with model.session() as session:
+        stream = session.stream("walk twice")
+        pieces = [[token.index, token.text] for token in stream if token.text]
+        text = stream.result().text
+    numbers = []
+    for _ in range(2):
+        since_s = peer.call("send", prompt="walk twice")
+        peer.events("wait", topic="text", since_s=since_s)
+        told = goals.call("told", text=text)
+        assert [piece[1:] for piece in told] == pieces
+        numbers.append(int(told[0][0].removeprefix("prompt-")))
+    assert numbers[1] == numbers[0] + 1
+    goals.call("generate", goals=[{"prompt": "walk twice"}])
+    told = goals.call("told", text=text)
+    assert [piece[1:] for piece in told] == pieces
+    assert len(bytes.fromhex(told[0][0])) == 16
+
+
 def test_several_clients_get_their_own_answers(talker: tuple[Peer, Peer, Path], model: edge_sdk.LanguageModel) -> None:
     peer, goals, _ = talker
     prompts = ["walk twice", "jump around left", "run opposite right", "look thrice", LONG]
@@ -170,7 +190,7 @@ def test_without_generated_messages_goals_are_off_and_everything_else_works(ros:
         assert peer.call("wait_diagnostics", key="edge_sdk_msgs", value="off")["level"] == "0"
         code, output = end(node)
     assert code == 0
-    assert "~/generate and ~/session are off" in output
+    assert "~/generate, ~/session and ~/pieces are off" in output
 
 
 def test_who_comes_late_gets_the_last_text_also_of_a_node_that_was_killed_before(

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from edge_ros_bridge.interface import CONTROL, LANGUAGE, SOURCE_PARAMETERS
+from edge_ros_bridge.interface import CONTROL, LANGUAGE, RECORD, SOURCE_PARAMETERS
 from edge_ros_bridge.tables import filled, sections
 from edge_sdk.errors import ConfigError
 from places import ROOT
@@ -26,7 +26,7 @@ def test_the_pages_tables_are_those_of_the_code() -> None:
 
 
 def test_a_parameter_has_limits_that_its_default_keeps() -> None:
-    for parameter in (*LANGUAGE.parameters, *CONTROL.parameters, *SOURCE_PARAMETERS):
+    for parameter in (*LANGUAGE.parameters, *CONTROL.parameters, *RECORD.parameters, *SOURCE_PARAMETERS):
         assert (parameter.low is None) == (parameter.high is None)
         if parameter.low is not None:
             assert parameter.low <= parameter.default <= parameter.high
