@@ -10,6 +10,7 @@
 # --python                what runs it (default: the pythonX.Y that was packed for, or python3)
 # --system-site-packages  it sees the board's own packages, such as JetPack's TensorRT or ROS
 set -eu
+unset PYTHONPATH PYTHONHOME  # ROS sets the first, and pip would take what it finds there for installed
 
 fail() { echo "error: $1: expected $2, found $3. $4" >&2; exit 1; }
 
@@ -66,7 +67,8 @@ fi
 
 echo "installing into $folder ..."
 # A wheel is an archive that Python can run: pip needs no installation.
-"$environment/bin/python" "$here"/wheels/pip-*.whl/pip install --isolated --quiet --disable-pip-version-check \
+for pip in "$here"/wheels/pip-[0-9]*.whl; do :; done
+"$environment/bin/python" "$pip/pip" install --isolated --quiet --disable-pip-version-check \
   --no-warn-script-location --no-index --find-links "$here/wheels" --require-hashes --requirement "$here/requirements.txt" \
   || fail "pip" "success" "what it says above" "What was in $folder is as it was, unless it was a virtual environment."
 "$environment/bin/python" -c 'import edge_plugins as plugins, edge_sdk

@@ -24,7 +24,8 @@ NO_KERNELS = ["-DEDGE_ISAS=none"]
 def build_wheel(source: Path, folder: Path, target: Target, *, kernels: bool = True) -> Path:
     """Builds the wheel from a checkout into a folder. Raises DeployError, but not where the kernels fail to compile.
 
-    It is one for every Python that Edge SDK runs on: the module on NumPy arrays, of tests and tools, is left out.
+    It is one for every Python that Edge SDK runs on: the kernels for ONNX Runtime know nothing of Python, and the
+    module for NumPy, of tests and tools, comes along for this Python only, and for this machine.
     """
     settings = _cmake_settings(source, target) if kernels else NO_KERNELS
     with tempfile.TemporaryDirectory() as scratch:
@@ -64,11 +65,12 @@ def check_wheel(wheel: Path, target: Target) -> None:
 
 def _cmake_settings(source: Path, target: Target) -> list[str]:
     """Settings to compile for the target here. Raises DeployError where there is no compiler for it."""
-    settings = ["-DEDGE_PYTHON_INCLUDE="]
     if target.machine == platform.machine():
-        return settings
+        return []  # as every install from this checkout, whose objects serve then
     if target.machine == "aarch64" and shutil.which(CROSS_COMPILER):
-        return [*settings, f"-DCMAKE_TOOLCHAIN_FILE={source / 'plugins' / 'toolchain-aarch64.cmake'}"]
+        # Without the module for NumPy, which would take the board's Python.h.
+        toolchain = (source / "plugins" / "toolchain-aarch64.cmake").resolve()
+        return [f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", "-DEDGE_PYTHON_INCLUDE="]
     todo = (
         "sudo apt install g++-aarch64-linux-gnu, give a wheel from such a board with --wheel, or pack "
         "--without-kernels, which runs slower."

@@ -158,7 +158,7 @@ def _describe(folder: Path, target: Target, out: Path) -> Pack:
 
 def describe_board(folder: Path, target: Target, installed_bytes: int) -> None:
     """Writes what install.sh asks of the board."""
-    needed_kib = installed_bytes * 2 // 1024  # what Python compiles takes less than as much again
+    needed_kib = installed_bytes * 3 // 2 // 1024  # with what Python compiles
     text = (
         f"python_version=3.{target.python}\nmachine={target.machine}\nglibc=2.{target.glibc}\nneeded_kib={needed_kib}\n"
     )
