@@ -52,6 +52,10 @@ def check_wheel(wheel: Path, target: Target) -> None:
         found = "\n".join(log.strip().splitlines()[-20:])
         todo = "Mend the compiler, or pack --without-kernels, which runs slower."
         raise DeployError(explain(wheel.name, expected="native kernels", found=found, todo=todo))
+    if not wheel.name.endswith(f"_{target.machine}.whl"):
+        raise DeployError(
+            explain(wheel.name, expected=f"a wheel for {target.machine}", found="another", todo="Give one.")
+        )
     said = run_module("auditwheel", "show", wheel, target=target)
     match = re.search(r'platform\s+tag:\s+"manylinux_2_(\d+)_(\w+)"', said)
     if match is None or match[2] != target.machine or int(match[1]) > target.glibc:
