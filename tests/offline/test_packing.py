@@ -5,16 +5,15 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 from packaging import tags
 
-from boards import pack_wheels
+from boards import pack_wheels, with_kernels
 from edge_plugins import native_library
 from edge_sdk.errors import ConfigError, DeployError
-from edge_sdk.offline.own_wheel import LIBRARY, build_wheel, check_wheel
+from edge_sdk.offline.own_wheel import build_wheel, check_wheel
 from edge_sdk.offline.pack import Request, describe_board, pack, resolve
 from edge_sdk.offline.target import TARGETS, Target, target_named
 from places import ROOT
@@ -115,9 +114,9 @@ def test_a_wheel_without_kernels_says_why(plain_wheel: Path) -> None:
 def test_kernels_that_need_a_newer_system_are_refused(tmp_path: Path) -> None:
     this, library = target_named("this"), native_library()
     assert library is not None
-    wheel = build_wheel(ROOT, tmp_path, Target(10, this.machine, 28), kernels=False)
-    with zipfile.ZipFile(wheel, "a") as archive:
-        archive.write(library, LIBRARY)
+    (tmp_path / "plain").mkdir()
+    plain = build_wheel(ROOT, tmp_path / "plain", Target(10, this.machine, 28), kernels=False)
+    wheel = with_kernels(plain, library, tmp_path)
     check_wheel(wheel, this)
     with pytest.raises(DeployError, match=r'(?s)glibc 2\.28 loads, found what needs "manylinux_2_\d+_'):
         check_wheel(wheel, Target(this.python, this.machine, 28))
