@@ -71,7 +71,7 @@ for pip in "$here"/wheels/pip-[0-9]*.whl; do :; done
 "$environment/bin/python" "$pip/pip" install --isolated --quiet --disable-pip-version-check \
   --no-warn-script-location --no-index --find-links "$here/wheels" --require-hashes --requirement "$here/requirements.txt" \
   || fail "pip" "success" "what it says above" "What was in $folder is as it was, unless it was a virtual environment."
-"$environment/bin/python" -c 'import edge_plugins as plugins, edge_sdk
+"$environment/bin/python" -I -c 'import edge_plugins as plugins, edge_sdk
 print("Edge SDK", edge_sdk.__version__, "" if plugins.native_library() else "without native kernels, which is slower")'
 
 if [ "$environment" != "$folder" ]; then

@@ -74,7 +74,7 @@ def test_the_installed_command_answers_as_this_environment_does(installed: Path,
 def test_nothing_of_this_checkout_is_in_it(installed: Path) -> None:
     code = "import edge_sdk, numpy, pip; print(edge_sdk.__file__, numpy.__file__, pip.__file__, sep='\\n')"
     said = subprocess.run(
-        [installed / "bin" / "python", "-c", code], env=clean(), capture_output=True, text=True, check=True
+        [installed / "bin" / "python", "-I", "-c", code], env=clean(), capture_output=True, text=True, check=True
     )
     assert all(Path(line).resolve().is_relative_to(installed.resolve()) for line in said.stdout.splitlines())
 
