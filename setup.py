@@ -49,6 +49,9 @@ SERVER = ["prometheus-client>=0.20", "starlette>=0.40", "uvicorn>=0.30"]
 # From the workstation to the boards, on both: docs/deploy.md.
 DEPLOY = ["asyncssh>=2.18,<3", "cryptography>=42", "pyyaml>=6.0", "rich>=13.7"]
 
+# Wheels for boards without internet: docs/offline.md.
+PACK = ["auditwheel>=6.4", "pip>=23.1", "uv>=0.8"]
+
 EXTRAS = {
     # One engine is enough on a robot.
     "cpu": ["onnxruntime>=1.23.2"],
@@ -113,6 +116,7 @@ EXTRAS = {
         *DYNAMIXEL,
         *EPISODES,
         *FEETECH,
+        *PACK,
         *SERIAL,
         *VISION,
         *SERVER,
@@ -120,6 +124,7 @@ EXTRAS = {
     "dev": ["mypy>=1.15", "pre-commit>=4.0", "ruff>=0.11"],
     "control": CONTROL,
     "deploy": DEPLOY,
+    "pack": PACK,
     "serial": SERIAL,
     "dynamixel": DYNAMIXEL,
     "feetech": FEETECH,
@@ -264,7 +269,7 @@ setup(
     packages=packages,
     package_dir={room: f"{folder}/{room}".removeprefix("./") for room, folder in ROOMS.items()},
     package_data={
-        "edge_sdk": ["py.typed", "control/firmware/*"],
+        "edge_sdk": ["py.typed", "control/firmware/*", "offline/install.sh"],
         "edge_plugins": ["py.typed", "native/_native.pyi"],
         "edge_export": ["py.typed"],
     },

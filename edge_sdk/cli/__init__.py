@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import edge_sdk
-from edge_sdk.cli import bench, chat, control, deploy, plan, run, serve, show
+from edge_sdk.cli import bench, chat, control, deploy, pack_wheels, plan, run, serve, show
 from edge_sdk.errors import EdgeError
 
 INTERRUPTED = 130
@@ -19,7 +19,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="edge-sdk", description="Run an Edge SDK bundle on this machine.")
     parser.add_argument("--version", action="version", version=edge_sdk.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (run, chat, serve, bench, control, plan, show, deploy):
+    for module in (run, chat, serve, bench, control, plan, show, deploy, pack_wheels):
         module.add_commands(commands)
     return parser
 

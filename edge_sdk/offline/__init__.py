@@ -1,0 +1,1 @@
+"""Installations for boards without internet: wheels are collected here, and a script installs them there."""
