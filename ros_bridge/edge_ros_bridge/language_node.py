@@ -62,7 +62,7 @@ class LanguageNode(BridgeNode):
         self._speeds = Speeds(self.value("linear_speed"), self.value("angular_speed"), self.value("rate_hz"))
         self._drive = self.value("drive")
         slots, waiting = self.value("slots"), self.value("queue_size")
-        self._model = edge_sdk.load(self._bundle_path(), slots=slots, waiting=waiting)
+        self._model = edge_sdk.load(self.bundle_path(), slots=slots, waiting=waiting)
         if self._generating is not None:
             most = min(waiting, self.threads - 2)
             self._generating.configure(self._model, self.value("session_folder"), most)
@@ -113,14 +113,6 @@ class LanguageNode(BridgeNode):
         # every goal that is answered keeps a thread; one is left for everything else
         self.threads = 2 + self.value("queue_size")
         return Generating(self, lambda: self._settings, self._answers, self.report)
-
-    def _bundle_path(self) -> str:
-        path = str(self.value("bundle"))
-        if not path:
-            raise EdgeError(
-                explain("The parameter bundle", expected="a path", found="none", todo="Start with -p bundle:=PATH.")
-            )
-        return path
 
     def _on_prompt(self, message: String) -> None:
         try:

@@ -14,9 +14,11 @@ from edge_ros_bridge.commands import COMMANDS
 from edge_ros_bridge.interface import (
     COMMAND_QOS,
     CONTROL,
+    INSTRUCT,
     LANGUAGE,
     SENSOR_QOS,
     SOURCE_PARAMETERS,
+    STEP_PARAMETERS,
     Interface,
     Parameter,
     Value,
@@ -95,6 +97,8 @@ def sections() -> dict[str, str]:
         "sources": parameters(SOURCE_PARAMETERS),
         "sensors": sensors(),
         "commands": commands(),
+        "instruct": node(INSTRUCT),
+        "steps": parameters(STEP_PARAMETERS),
     }
 
 
