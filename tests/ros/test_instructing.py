@@ -159,14 +159,14 @@ def test_a_new_instruction_takes_the_place_of_the_one_that_is_driven(model: Lang
         room.think()
         yield from room.until(lambda: room.instructor.status.step == 2)
         assert room.orders[-1] is not None
-        room.instructor.instruct("jump")
+        room.instructor.instruct("turn left")
         assert room.orders[-1] is None  # it stands while the model thinks
         room.think()
         yield from room.until(lambda: not room.instructor.busy)
 
     room.world.play(script())
     assert room.states == ["idle", "thinking", "driving", "driving", "replaced", "thinking", "driving", "done"]
-    assert [status.instruction for status in room.statuses[4:6]] == ["run around left thrice", "jump"]
+    assert [status.instruction for status in room.statuses[4:6]] == ["run around left thrice", "turn left"]
     assert [len(plan.steps) for plan in room.plans] == [24, 1]
 
 
@@ -174,9 +174,9 @@ def test_a_new_instruction_takes_the_place_of_the_one_that_is_thought_about(mode
     room = Room(model)
     for _ in range(5):
         room.instructor.instruct("run around left thrice")
-    room.world.play(room.obey("jump"))
+    room.world.play(room.obey("turn left"))
     assert room.states == ["idle", *["thinking", "replaced"] * 5, "thinking", "driving", "done"]
-    assert [plan.instruction for plan in room.plans] == ["jump"]
+    assert [plan.instruction for plan in room.plans] == ["turn left"]
 
 
 def test_a_cancelled_instruction_stands_and_says_so(model: LanguageModel) -> None:
@@ -206,14 +206,14 @@ def test_an_emergency_stop_ends_the_plan_and_its_release_does_not_go_on(model: L
         room.fit = Progress(state="stopped", reason="the emergency stop is latched")
         stood = room.world.pose
         yield from room.until(lambda: not room.instructor.busy)
-        yield from room.obey("jump")
+        yield from room.obey("turn left")
         room.world.loop.reset_estop()
         room.fit = Progress(state="standing")
         for _ in range(20):
             room.go_on()
             yield
         assert room.world.pose == stood
-        yield from room.obey("jump")
+        yield from room.obey("turn left")
 
     room.world.play(script())
     ends = [(status.state, status.reason) for status in room.statuses if status.state not in ("thinking", "driving")]
