@@ -86,11 +86,12 @@ class InstructNode(BridgeNode):
         """Begins to take instructions."""
         assert self._rules is not None  # the state machine activates only what is configured
         result = super().on_activate(state)
-        hooks = Hooks(self._ask, self._send_order, self._send_plan, self._send_status, time.monotonic)
+        now_s = self._simulated_s if self.value("use_sim_time") else time.monotonic
+        hooks = Hooks(self._ask, self._send_order, self._send_plan, self._send_status, now_s)
         self._instructor = Instructor(self._rules, self.value("lease_ms") / 1e3, hooks)
         if self._heard is not None:
             self._instructor.hear(self._heard)
-        # of the steady clock: a lease that was to run out in a simulation's time would outlast one that stands still
+        # of the steady clock: an answer is noticed while a simulation stands still
         self._timer = self.create_timer(TICK_S, self._instructor.tick, clock=Clock(clock_type=ClockType.STEADY_TIME))
         return result
 
@@ -119,6 +120,9 @@ class InstructNode(BridgeNode):
         prefix = f"steps.{name}."
         self.declare(STEP_PARAMETERS, prefix)
         return StepKind(name=name, **{each.name: self.value(prefix + each.name) for each in STEP_PARAMETERS})
+
+    def _simulated_s(self) -> float:
+        return float(self.get_clock().now().nanoseconds) / 1e9
 
     def _on_instruction(self, message: String) -> None:
         if self._instructor is None:

@@ -77,9 +77,11 @@ class Sequence:
             return
         if not progress.order and progress.state in UNFIT:
             self.ended = Ended("stopped", progress.reason)
-        if progress.order != self.order.id:
+        elif not progress.order and self._taken_up:  # asked again, it would begin the step anew, from where it stands
+            self.ended = Ended("stopped", "the control node has begun anew, and knows nothing of the step")
+        elif progress.order != self.order.id:
             return
-        if progress.state == "moving":
+        elif progress.state == "moving":
             self._taken_up = True
         elif progress.state == "done":
             self._next(now_s)

@@ -57,15 +57,15 @@ Transition = Callable[[Any, LifecycleState], TransitionCallbackReturn]
 
 
 def logged(transition: Transition) -> Transition:
-    """Reports what a transition raises: an EdgeError makes it fail, and rclpy would swallow all others unsaid on their
-    way to the state ``errorprocessing``.
+    """Reports what a transition raises: an error of the user's makes it fail, and rclpy would swallow all others unsaid
+    on their way to the state ``errorprocessing``.
     """
 
     @functools.wraps(transition)
     def run(node: BridgeNode, state: LifecycleState) -> TransitionCallbackReturn:
         try:
             return transition(node, state)
-        except EdgeError as error:
+        except (EdgeError, ParameterException) as error:  # the latter of a parameter that is declared only now
             node.report(str(error))
             return TransitionCallbackReturn.FAILURE
         except Exception:

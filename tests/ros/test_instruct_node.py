@@ -178,12 +178,13 @@ def test_a_killed_instructor_stops_the_robot_when_its_lease_ends(driven: tuple[P
     assert rover.call("rest") == stood
 
 
-def test_one_process_in_a_namespace_drives_with_stamped_twists(ros: Ros, scan_bundle: Path) -> None:
-    stamped = {"command": "twist_stamped", "command_topic": "cmd_vel_stamped"}
-    settings = {f"/robot/control:{name}": value for name, value in (POLICY | PATIENT | stamped).items()}
-    settings |= {"/robot/instruct:bundle": scan_bundle}
-    files = [*FILES["instruct"], *FILES["control"]]
-    container = ros.node("container", "/robot", names=("instruct", "control"), files=files, **settings)
+def test_one_process_in_a_namespace_drives_with_stamped_twists(ros: Ros, scan_bundle: Path, tmp_path: Path) -> None:
+    control = POLICY | PATIENT | {"command": "twist_stamped", "command_topic": "cmd_vel_stamped"}
+    own = {"/**/control": control, "/**/instruct": {"bundle": scan_bundle}}  # -p takes no node of a namespace
+    content = {node: {"ros__parameters": settings} for node, settings in own.items()}
+    (tmp_path / "own.yaml").write_text(json.dumps(content, default=str))  # which is YAML too
+    files = [*FILES["instruct"], *FILES["control"], tmp_path / "own.yaml"]
+    container = ros.node("container", "/robot", names=("instruct", "control"), files=files)
     with container as process, ros.peer(INSTRUCTED, "/robot") as rover:
         rover.call("begin")
         obeys(rover)
@@ -202,6 +203,11 @@ def test_one_process_in_a_namespace_drives_with_stamped_twists(ros: Ros, scan_bu
         (FILES["instruct"], {}, "The parameter bundle: expected a path, found none"),
         (FILES["instruct"], {"steps.I_WALK.high": 2.0}, "low and high to be equal, found I_WALK"),
         (FILES["instruct"], {"steps.I_WALK.motion": "fly"}, "I_WALK: motion: expected one of forward, turn"),
+        (
+            FILES["instruct"],
+            {"steps.I_WALK.high": 1},
+            "'steps.I_WALK.high' to '1' of type 'INTEGER', expecting type 'DOUBLE'",
+        ),
         (FILES["instruct"], {"format": "prose"}, "format: expected words or json, found prose"),
     ],
 )

@@ -259,6 +259,17 @@ def test_who_falls_silent_while_driving_fails_the_plan() -> None:
     assert sequence.ended.state == "failed"
 
 
+def test_who_drives_and_has_begun_anew_ends_the_plan_rather_than_the_step_twice() -> None:
+    sequence = Sequence(Plan(plan="a", instruction="", steps=(KINDS[0].step(None),)), lease_s=1.0, now_s=0.0)
+    sequence.hear(Progress(state="standing"), 0.1)
+    assert sequence.ended is None
+    sequence.hear(Progress(state="moving", order="a/0"), 0.2)
+    sequence.hear(Progress(state="standing"), 0.3)
+    assert sequence.ended is not None
+    assert sequence.ended.state == "stopped"
+    assert sequence.due(10.0) is None
+
+
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 LETTERS = '{}[]":, stepnaoumil12.'
 """What plans of ``nap`` and ``go`` would be written in."""
