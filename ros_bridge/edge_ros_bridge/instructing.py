@@ -56,7 +56,8 @@ class Sequence:
         self.plan, self._lease_s = plan, lease_s
         self.index = -1
         self.ended: Ended | None = None
-        self._said_s = 0.0
+        self._began_s, self._said_s = now_s, float("-inf")
+        self._taken_up = False
         self._next(now_s)
 
     @property
