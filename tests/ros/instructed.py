@@ -12,6 +12,7 @@ import select
 import sys
 from typing import Any
 
+from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import ChangeState
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import String
@@ -40,6 +41,9 @@ class Instructed(Rover):
         self._instruction = self.node.create_publisher(String, "instruct/instruction", 10)
         for node in ("control", "instruct"):
             self._services[node] = self.node.create_client(ChangeState, f"{node}/change_state")
+        self.diagnosis = ["", ""]
+        """Level and message of the node instruct."""
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._hear_diagnosis, 10)
         self._services["cancel"] = self.node.create_client(Trigger, "instruct/cancel")
 
     def begin(self) -> None:
@@ -87,6 +91,16 @@ class Instructed(Rover):
         self.wait(lambda: len(self.path) > RESTS and len(set(self.path[-RESTS:])) == 1, "the rover to stand", seconds)
         return [self.pose.x_m, self.pose.y_m, self.pose.heading_rad]
 
+    def wait_diagnosis(self, level: str, message: str) -> None:
+        """Until the node instruct says so."""
+        said = lambda: self.diagnosis[0] == level and self.diagnosis[1].startswith(message)  # noqa: E731
+        self.wait(said, f"{level} {message}", 10)
+
+    def _hear_diagnosis(self, array: DiagnosticArray) -> None:
+        for status in array.status:
+            if status.hardware_id.endswith("/instruct"):
+                self.diagnosis = [str(status.level[0]), status.message]
+
     def _step(self) -> None:
         super()._step()
         self.path.append(self.pose)
@@ -97,7 +111,7 @@ class Instructed(Rover):
             self._executor.spin_once(timeout_sec=0.02)
 
 
-METHODS = ("begin", "change", "cancel", "instruct", "wait_status", "rest", "estop", "wait_diagnostics", "state")
+METHODS = ("begin", "change", "cancel", "instruct", "wait_status", "rest", "estop", "wait_diagnosis")
 
 
 def do(rover: Instructed, call: str, request: dict[str, Any]) -> Any:

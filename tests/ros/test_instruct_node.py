@@ -93,8 +93,10 @@ def test_nonsense_is_refused_and_nothing_moves(driven: tuple[Peer, Any]) -> None
     assert rover.call("listen", seconds=0.5, topic="plan") == []
     (error,) = rover.call("wait", topic="refusal")
     assert error.startswith("refused: The instruction")
+    rover.call("wait_diagnosis", level="1", message="refused: The instruction")
     assert rover.call("rest") == before
     obeys(rover)
+    rover.call("wait_diagnosis", level="0", message="done")
 
 
 def test_another_instruction_takes_the_place_of_the_one_that_is_driven(driven: tuple[Peer, Any]) -> None:
