@@ -82,6 +82,16 @@ class Instructed(Rover):
         self.wait(said, f"{state} {step} after {self.statuses()[-3:]}", timeout_s)
         return self.statuses()
 
+    def wait_progress(self, *states: str) -> dict[str, Any]:
+        """Until what the control node said last is one of these."""
+
+        def last() -> dict[str, Any]:
+            said = self.received("progress")
+            return dict(json.loads(said[-1].data)) if said else {}
+
+        self.wait(lambda: last().get("state") in states, f"{states} after {last()}", 20)
+        return last()
+
     def statuses(self) -> list[dict[str, Any]]:
         """What was said of instructions."""
         return [json.loads(event.data) for event in self.received("status")]
@@ -111,13 +121,13 @@ class Instructed(Rover):
             self._executor.spin_once(timeout_sec=0.02)
 
 
-METHODS = ("begin", "change", "cancel", "instruct", "wait_status", "rest", "estop", "wait_diagnosis")
+METHODS = ("begin", "change", "cancel", "instruct", "wait_status", "rest", "estop", "wait_diagnosis", "wait_progress")
 
 
 def do(rover: Instructed, call: str, request: dict[str, Any]) -> Any:
     """One request; the answer is something that JSON can hold."""
     if call in METHODS:
-        return getattr(rover, call)(**request)
+        return getattr(rover, call)(*request.pop("states", ()), **request)
     if call == "path":
         return [dataclasses.astuple(pose) for pose in rover.path]
     if call == "wait":
