@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 setup(
     name=PACKAGE,
     version="0.1.0",
-    description="Lifecycle nodes around Edge SDK: prompts and sensors in; text, motion and commands out",
+    description="Lifecycle nodes around Edge SDK: prompts, instructions and sensors in; text, plans and commands out",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=[PACKAGE],
@@ -20,10 +20,7 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
         (f"share/{PACKAGE}/launch", sorted(glob("launch/*.launch.py", root_dir=HERE))),
-        (
-            f"share/{PACKAGE}/config",
-            sorted(glob("config/*.yaml", root_dir=HERE) + glob("config/*.json", root_dir=HERE)),
-        ),
+        (f"share/{PACKAGE}/config", sorted(glob("config/*", root_dir=HERE))),
     ],
     # neither rclpy nor edge-sdk: a ROS install brings the one, and the other comes from this checkout
     install_requires=["setuptools"],
@@ -32,6 +29,7 @@ setup(
         "console_scripts": [
             "language = edge_ros_bridge.language_node:main",
             "control = edge_ros_bridge.control_node:main",
+            "instruct = edge_ros_bridge.instruct_node:main",
             "container = edge_ros_bridge.container:main",
             "record = edge_ros_bridge.record_node:main",
         ]

@@ -16,7 +16,7 @@ from edge_sdk.control.clock import Clock
 from edge_sdk.control.observers import InferenceRecord, Observer
 from edge_sdk.control.policy import Policy
 from edge_sdk.control.report import Ended, Tally
-from edge_sdk.control.robot import TIME_KEY, FloatArray, Robot
+from edge_sdk.control.robot import TIME_KEY, ClosedError, FloatArray, Robot
 from edge_sdk.errors import ConfigError, explain
 
 LOGGER = logging.getLogger(__name__)
@@ -141,7 +141,8 @@ class Inference:
             for observer in self._observers:
                 observer.inference(record)
         except Exception as error:
-            LOGGER.exception("The %s raised an error", ended)
+            if not isinstance(error, ClosedError):
+                LOGGER.exception("The %s raised an error", ended)
             self.failure = Failure(ended, f"{type(error).__name__}: {error}", self._clock.now_ns())
 
     def _ask_policy(self, observation: Mapping[str, np.ndarray]) -> tuple[bool, FloatArray | None, FloatArray]:

@@ -207,6 +207,7 @@ class Limiter:
     ) -> None:
         """``start`` has shape (action_dim,): where the robot is, at rest. Raises ConfigError for another one."""
         self._axes = [Axis(dim, spec.rate_hz) for dim in spec.dims]
+        self._rests = [dim.rest for dim in spec.dims]
         self._on_violation = on_violation or OnViolation()
         self._out: NDArray[np.float64] = np.zeros(len(self._axes))
         self.counts: dict[Kind, int] = dict.fromkeys(KINDS, 0)
@@ -246,9 +247,12 @@ class Limiter:
         return self._read()
 
     def rest(self) -> None:
-        """The robot was stopped: the next action begins at rest, where the last one was."""
-        for axis in self._axes:
-            axis.rest_at(axis.x)
+        """The robot was stopped: the next action begins at ``rest``, or where there is none at the last action.
+
+        A stopped robot keeps its position, but not its speed.
+        """
+        for axis, rest in zip(self._axes, self._rests):
+            axis.rest_at(axis.x if rest is None else rest)
 
     @property
     def last(self) -> NDArray[np.float64]:

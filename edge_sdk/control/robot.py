@@ -7,16 +7,23 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_sdk.errors import EdgeError
+
 FloatArray = NDArray[np.float32]
 
 TIME_KEY = "time_ns"
 """The key of an observation that says when it was taken, on ``time.monotonic_ns()``'s clock: an int64 scalar."""
 
 
+class ClosedError(EdgeError):
+    """There are no more observations, because whoever owns the robot has closed it: an end, not a failure."""
+
+
 class Robot(Protocol):
     """A robot, real or simulated; ``observe`` and ``act`` are called from two threads, ``stop`` from any.
 
-    An exception of ``observe`` or ``act`` ends the loop in ``stop``.
+    An exception of ``observe`` or ``act`` ends the loop in ``stop``; ClosedError of ``observe`` does so without a
+    traceback in the log.
     """
 
     def observe(self) -> dict[str, np.ndarray]:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from edge_ros_bridge.counting import Answers
 from edge_sdk.answer import Stream
 from edge_sdk.errors import ConfigError, EdgeError, PromptError, explain
+from edge_sdk.grammar import Grammar
 from edge_sdk.language import LanguageModel
 from edge_sdk.options import Options
+from edge_sdk.session import Prompt
 
 REPLACEMENT = "\ufffd"
 """What rclpy puts where the bytes of a string message are not UTF-8."""
@@ -51,10 +53,25 @@ class Settings:
     deadline_ms: float | None = None
     temperature: float = 0.0
     priority: int = 0
+    system: str = ""
+    """What the model is told before the prompt; nothing where it is empty."""
+    grammar: Grammar | None = None
+    """What answers must look like."""
 
     def options(self) -> Options:
         """Of an answer. Raises ConfigError."""
-        return Options(max_new_tokens=self.max_new_tokens, deadline_ms=self.deadline_ms, temperature=self.temperature)
+        return Options(
+            max_new_tokens=self.max_new_tokens,
+            deadline_ms=self.deadline_ms,
+            temperature=self.temperature,
+            grammar=self.grammar,
+        )
+
+    def conversation(self, prompt: str) -> Prompt:
+        """What the model is given to answer."""
+        if not self.system:
+            return prompt
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": prompt}]
 
 
 class Answerer:
@@ -151,7 +168,7 @@ class Answerer:
         settings, pieces = self._settings(), list[str]()
         self._number += 1
         with self._model.session(priority=settings.priority) as session:
-            self._stream = answer = session.stream(prompt, settings.options())
+            self._stream = answer = session.stream(settings.conversation(prompt), settings.options())
             for token in answer:
                 if self.stopped.is_set():
                     return

@@ -1,4 +1,4 @@
-"""Several of the bridge's nodes in one process: ``container language control --ros-args ...``.
+"""Several of the bridge's nodes in one process: ``container instruct control --ros-args ...``.
 
 Parameters of one of them begin with its name, as ``-p control:policy:=/path/to/bundle``.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 
 from edge_ros_bridge.control_node import ControlNode
+from edge_ros_bridge.instruct_node import InstructNode
 from edge_ros_bridge.language_node import LanguageNode
 from edge_ros_bridge.node import BridgeNode, run
 
-NODES: dict[str, type[BridgeNode]] = {"language": LanguageNode, "control": ControlNode}
+NODES: dict[str, type[BridgeNode]] = {"language": LanguageNode, "control": ControlNode, "instruct": InstructNode}
 
 
 def main(args: list[str] | None = None) -> int:

@@ -16,14 +16,16 @@ from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
-from std_msgs.msg import Bool
+from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool
 
 from edge_ros_bridge.commands import COMMANDS, Layout, Moment, layout_of, message_class, resting
 from edge_ros_bridge.counting import Status
+from edge_ros_bridge.following import TakesOrders
 from edge_ros_bridge.interface import COMMAND_QOS, CONTROL, SENSOR_QOS, SOURCE_PARAMETERS
 from edge_ros_bridge.matching import StampMatcher
 from edge_ros_bridge.node import BridgeNode, logged, profile, run
+from edge_ros_bridge.plans import PlanError, Progress, read_order
 from edge_ros_bridge.policies import find_policy
 from edge_ros_bridge.ros_clock import RosClock
 from edge_ros_bridge.ros_robot import RosRobot
@@ -64,6 +66,10 @@ class ControlNode(BridgeNode):
         self.create_service(SetBool, "~/estop", self._on_estop, callback_group=urgent)
         self._estopped = self.offer("~/estopped")
         self._estopped.publish(Bool(data=False))
+        self.subscribe("~/step", self._on_step)
+        self._progress = self.offer("~/progress")
+        self._told: Progress | None = None
+        """The progress that was published last."""
         self._policy: Policy | None = None
         self._sources: tuple[Source, ...] = ()
         self._subscriptions_made: list[Any] = []
@@ -200,7 +206,34 @@ class ControlNode(BridgeNode):
             self._estopped.publish(Bool(data=True))
             self.report("The emergency stop is latched. Release it with the service ~/estop, data: false.")
 
+    def _on_step(self, message: String) -> None:
+        """Hands a step to the policy, while it drives."""
+        policy = self._policy
+        try:
+            order = read_order(message.data)
+            if not isinstance(policy, TakesOrders):
+                raise PlanError("~/step: the policy does no steps. Set policy_entry to edge_ros_bridge.following:make.")
+        except PlanError as error:
+            self.report(str(error))
+            return
+        if order is None or (self.state == "active" and not self._latch.latched):
+            policy.take(order)
+
+    def _progress_now(self) -> Progress | None:
+        """What a sender of steps is to know; None where the policy does none."""
+        if not isinstance(self._policy, TakesOrders):
+            return None if self._told is None else Progress(state="inactive", reason="the control node has no policy")
+        if self._latch.latched:
+            return Progress(state="stopped", reason="the emergency stop is latched")
+        if self.state != "active":
+            return Progress(state="inactive", reason="the control node is not active")
+        return self._policy.progress
+
     def _look(self) -> None:
+        progress = self._progress_now()
+        if progress is not None and progress != self._told:
+            self._told = progress
+            self._progress.publish(String(data=progress.json()))
         if self._runner is not None and self._runner.ended_by_itself:
             self.report(f"The control loop has ended: {self._runner.reason}. The node is inactive; activate it again.")
             self.trigger_deactivate()

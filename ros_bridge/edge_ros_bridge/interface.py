@@ -121,6 +121,10 @@ LANGUAGE = Interface(
     ),
 )
 
+STEP = Qos(depth=1)
+PROGRESS = Qos(depth=10, durability="transient_local")
+"""Of the topics between the nodes instruct and control."""
+
 CONTROL = Interface(
     node="control",
     parameters=(
@@ -150,12 +154,51 @@ CONTROL = Interface(
             "Whether the stop is latched",
             Qos(depth=1, durability="transient_local"),
         ),
+        Topic("~/step", "std_msgs/String", "in", "A step of a plan as JSON, for a policy that does steps", STEP),
+        Topic("~/progress", "std_msgs/String", "out", "What became of the step, as JSON", PROGRESS),
         ERROR,
         DIAGNOSTICS,
     ),
     services=(
         Service("~/estop", "std_srvs/SetBool", "true stops the robot and latches; false releases that, if it may be"),
     ),
+)
+
+INSTRUCT = Interface(
+    node="instruct",
+    parameters=(
+        Parameter("bundle", "", "Path of the language model's bundle"),
+        Parameter("format", "json", "How the model says a plan: json, or words, the names of its steps"),
+        Parameter("step_names", [], "The steps that a plan may have; each has the parameters below"),
+        Parameter("max_steps", 64, "Longest plan; a longer one is refused", 1, 1000),
+        Parameter("system_prompt", "", "What the model is told before the instruction; none: json models, the steps"),
+        Parameter("max_new_tokens", 256, "Longest answer in tokens; one that is cut off is not driven", 1, 1e6),
+        Parameter("deadline_ms", 10000.0, "Longest time of an answer in ms; 0 is any", 0, 1e7),
+        Parameter("lease_ms", 1000.0, "How long the robot goes on when this node falls silent", 200, 60000),
+        BUNDLE_AUTOSTART,
+    ),
+    topics=(
+        Topic("~/instruction", "std_msgs/String", "in", "What to do, in plain words; takes the place of the last"),
+        Topic(
+            "~/plan",
+            "std_msgs/String",
+            "out",
+            "The valid plan as JSON, before it is driven; who comes later gets the last one",
+            Qos(depth=1, durability="transient_local"),
+        ),
+        Topic(
+            "~/status",
+            "std_msgs/String",
+            "out",
+            "What becomes of the instruction, as JSON",
+            Qos(depth=10, durability="transient_local"),
+        ),
+        Topic("control/step", "std_msgs/String", "out", "The step to do now, again and again; empty is to stand", STEP),
+        Topic("control/progress", "std_msgs/String", "in", "What the control node says of it", PROGRESS),
+        ERROR,
+        DIAGNOSTICS,
+    ),
+    services=(Service("~/cancel", "std_srvs/Trigger", "Forgets the instruction; the robot stands"),),
 )
 
 RECORD = Interface(
@@ -179,3 +222,11 @@ SOURCE_PARAMETERS = (
     Parameter("fields", [], "Of a vector: which numbers, in their order; by default those below"),
 )
 """What ``sources.<name of the observation>.`` says; declared when the policy is known."""
+
+STEP_PARAMETERS = (
+    Parameter("motion", "", "forward (m), turn (rad, to the left), wait (s), jump (s) or look (s)"),
+    Parameter("low", 0.0, "The least amount, in the motion's unit", -1000, 1000),
+    Parameter("high", 0.0, "The greatest; where it equals the least, a plan names no amount", -1000, 1000),
+    Parameter("timeout_s", 10.0, "The longest that the step may take", 0.1, 1000),
+)
+"""What ``steps.<name of the step>.`` says; declared when the node is configured."""

@@ -64,7 +64,7 @@ class LanguageNode(BridgeNode):
         self._drive = self.value("drive")
         slots, waiting = self.value("slots"), self.value("queue_size")
         threads = self.value("threads") or None
-        self._model = edge_sdk.load(self._bundle_path(), threads=threads, slots=slots, waiting=waiting)
+        self._model = edge_sdk.load(self.bundle_path(), threads=threads, slots=slots, waiting=waiting)
         if self._generating is not None:
             self._generating.configure(self._model, self.value("session_folder"), waiting)
         self.get_logger().info(f"loaded {self._model.bundle.path}, which runs on {self._model.engine.name}")
@@ -113,14 +113,6 @@ class LanguageNode(BridgeNode):
 
         self._pieces = self.offer("~/pieces", managed=True)
         return Generating(self, lambda: self._settings, self._answers, self.report, self._send_piece)
-
-    def _bundle_path(self) -> str:
-        path = str(self.value("bundle"))
-        if not path:
-            raise EdgeError(
-                explain("The parameter bundle", expected="a path", found="none", todo="Start with -p bundle:=PATH.")
-            )
-        return path
 
     def _on_prompt(self, message: String) -> None:
         try:

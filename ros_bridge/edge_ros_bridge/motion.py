@@ -158,12 +158,12 @@ def integrate(velocities: Iterable[Velocity], rate_hz: float) -> Path:
             markers.append(Marker("I_JUMP", poses[-1]))
         if velocity.angular_y > 0:
             markers.append(Marker("I_LOOK", poses[-1]))
-        poses.append(_advance(poses[-1], velocity, 1 / rate_hz))
+        poses.append(advance(poses[-1], velocity, 1 / rate_hz))
     return Path(tuple(poses), tuple(markers))
 
 
-def _advance(pose: Pose, velocity: Velocity, seconds: float) -> Pose:
-    """Exact for a constant velocity: an arc, in the middle of which the robot looks along the chord."""
+def advance(pose: Pose, velocity: Velocity, seconds: float) -> Pose:
+    """Where a velocity leads, exactly: an arc, in the middle of which the robot looks along the chord."""
     half_turn = velocity.angular_z * seconds / 2
     chord_s = seconds * (math.sin(half_turn) / half_turn if half_turn else 1.0)
     cos, sin = math.cos(pose.heading_rad + half_turn), math.sin(pose.heading_rad + half_turn)

@@ -35,7 +35,7 @@ except ImportError:  # Humble
 from edge_ros_bridge.commands import message_class
 from edge_ros_bridge.counting import Level, Status, machine_values
 from edge_ros_bridge.interface import Interface, Parameter, Qos
-from edge_sdk.errors import EdgeError
+from edge_sdk.errors import EdgeError, explain
 
 OVERRIDABLE = (
     QoSPolicyKind.DEPTH,
@@ -57,15 +57,15 @@ Transition = Callable[[Any, LifecycleState], TransitionCallbackReturn]
 
 
 def logged(transition: Transition) -> Transition:
-    """Reports what a transition raises: an EdgeError makes it fail, and rclpy would swallow all others unsaid on their
-    way to the state ``errorprocessing``.
+    """Reports what a transition raises: an error of the user's makes it fail, and rclpy would swallow all others unsaid
+    on their way to the state ``errorprocessing``.
     """
 
     @functools.wraps(transition)
     def run(node: BridgeNode, state: LifecycleState) -> TransitionCallbackReturn:
         try:
             return transition(node, state)
-        except EdgeError as error:
+        except (EdgeError, ParameterException) as error:  # the latter of a parameter that is declared only now
             node.report(str(error))
             return TransitionCallbackReturn.FAILURE
         except Exception:
@@ -178,6 +178,15 @@ class BridgeNode(LifecycleNode):
         self.get_logger().error(message)
         self._errors.publish(String(data=message))
 
+    def bundle_path(self) -> str:
+        """The parameter ``bundle``. Raises EdgeError where it is not set."""
+        path = str(self.value("bundle"))
+        if not path:
+            raise EdgeError(
+                explain("The parameter bundle", expected="a path", found="none", todo="Start with -p bundle:=PATH.")
+            )
+        return path
+
     def status(self) -> Status:
         """What the diagnostics say of this node."""
         raise NotImplementedError
@@ -239,7 +248,7 @@ class BridgeNode(LifecycleNode):
         own = {parameter.name for parameter in self._interface.parameters}
         for parameter in parameters:
             fixed = parameter.name not in self._live and (
-                parameter.name in own or parameter.name.startswith("sources.")
+                parameter.name in own or parameter.name.startswith(("sources.", "steps."))
             )
             if fixed and self.state in ("inactive", "active"):
                 reason = f"{parameter.name} is read when the node is configured: clean it up first"

@@ -10,15 +10,11 @@ import numpy as np
 
 from edge_ros_bridge.matching import Match, StampMatcher
 from edge_ros_bridge.sensors import Source
-from edge_sdk.control.robot import TIME_KEY, FloatArray
-from edge_sdk.errors import EdgeError, explain
+from edge_sdk.control.robot import TIME_KEY, ClosedError, FloatArray
+from edge_sdk.errors import explain
 
 POLL_S = 0.05
 """How often somebody who waits for an observation looks for what sends no news: subscribers and time."""
-
-
-class ClosedError(EdgeError):
-    """The robot was closed while an observation was waited for."""
 
 
 class RosRobot:

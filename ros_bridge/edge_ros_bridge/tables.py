@@ -14,10 +14,12 @@ from edge_ros_bridge.commands import COMMANDS
 from edge_ros_bridge.interface import (
     COMMAND_QOS,
     CONTROL,
+    INSTRUCT,
     LANGUAGE,
     RECORD,
     SENSOR_QOS,
     SOURCE_PARAMETERS,
+    STEP_PARAMETERS,
     Interface,
     Parameter,
     Value,
@@ -94,6 +96,8 @@ def sections() -> dict[str, str]:
         "sources": parameters(SOURCE_PARAMETERS),
         "sensors": sensors(),
         "commands": commands(),
+        "instruct": node(INSTRUCT),
+        "steps": parameters(STEP_PARAMETERS),
     }
 
 

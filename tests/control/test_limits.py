@@ -164,8 +164,15 @@ def test_the_first_action_says_where_the_robot_is_unless_it_is_nonsense() -> Non
     assert (violations, stop, limiter.started) == (1, "not_finite", False)
     assert limiter.step(np.array([0.7]))[0][0] == 0.7
     assert limiter.step(np.array([0.9]))[0][0] == pytest.approx(0.71)
+
+
+@pytest.mark.parametrize(("rest", "begins_at"), [(None, 0.7), (0.0, 0.0)], ids=["position", "speed"])
+def test_a_robot_that_was_stopped_keeps_its_position_but_not_its_speed(rest: float | None, begins_at: float) -> None:
+    dim = ActionDim(name="x", unit="any", upper=1.0, max_speed=1.0, rest=rest)
+    limiter = Limiter(ActionSpec(dims=(dim,), rate_hz=10.0), start=[0.6])
+    assert limiter.step(np.array([0.9]))[0][0] == pytest.approx(0.7)
     limiter.rest()
-    assert limiter.brake()[0] == pytest.approx(0.71)
+    assert limiter.step(np.array([0.9]))[0][0] == pytest.approx(begins_at + 0.1)
 
 
 def test_dimensions_are_limited_each_by_itself() -> None:

@@ -196,7 +196,7 @@ def test_a_chunk_of_another_shape_is_refused_before_anything_is_sent(answer: Any
 
 
 def test_an_emergency_stop_latches_and_a_reset_begins_an_episode() -> None:
-    dims = (ActionDim(name="u", unit="rad", max_speed=20.0),)
+    dims = (ActionDim(name="u", unit="rad", max_speed=20.0, rest=None),)
     stand = Stand(config_of(chunk_length=10, dims=dims))
     at = {7: stand.loop.estop, 12: stand.loop.reset_estop}
     stand.notes.at_tick = lambda record: at.get(record.tick, lambda: None)()

@@ -48,9 +48,9 @@ def do(client: LanguageClient, call: str, request: dict[str, Any]) -> Any:
     return [dataclasses.asdict(event) for event in client.events if event.time_s >= since_s]
 
 
-def answer_requests(do: Callable[[str, dict[str, Any]], Any]) -> None:
-    """Until standard input ends."""
-    for line in sys.stdin:
+def answer_requests(do: Callable[[str, dict[str, Any]], Any], wait: Callable[[], None] = lambda: None) -> None:
+    """Until standard input ends; ``wait`` is called before every line is read."""
+    while wait() or (line := sys.stdin.readline()):
         request = json.loads(line)
         try:
             answer = {"result": do(request.pop("call"), request)}

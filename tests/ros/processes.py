@@ -19,6 +19,7 @@ from places import ROOT
 
 GO_HOME = ROOT / "samples" / "ros_control"
 ROVER = Path(__file__).with_name("rover.py")
+INSTRUCTED = Path(__file__).with_name("instructed.py")
 PEER = Path(__file__).with_name("peer.py")
 WHEELS_VARIABLES = ("LD_LIBRARY_PATH", "_ROS_WHEELS_BOOTSTRAP_COMPLETE")
 """What the ROS wheels leave in the environment of their children, who may belong to another environment."""
@@ -83,14 +84,17 @@ class Ros:
         *,
         before: str = "",
         names: Sequence[str] = (),
+        files: Sequence[Path] = (),
         remap: Mapping[str, str] | None = None,
         **parameters: object,
     ) -> Iterator[subprocess.Popen[str]]:
         """A node; what it says goes to standard output, for ``end`` to return.
 
-        ``before``: Python code run first; ``names``: arguments of the program's own, such as a container's nodes.
+        ``before``: Python code run first; ``names``: arguments of the program's own, such as a container's nodes;
+        ``files``: of parameters.
         """
         arguments = [item for name, value in parameters.items() for item in ("-p", f"{name}:={_literal(value)}")]
+        arguments = [item for path in files for item in ("--params-file", str(path))] + arguments
         renamed = dict(remap or {}) | ({"__ns": namespace} if namespace else {})
         arguments += [item for name, value in renamed.items() for item in ("-r", f"{name}:={value}")]
         code = f"import sys; {before or 'pass'}\nfrom edge_ros_bridge import {kind} as it\nsys.exit(it.main())"

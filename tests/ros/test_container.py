@@ -37,4 +37,4 @@ def test_a_container_of_nothing_says_what_there_is(ros: Ros) -> None:
     with ros.node("container", names=("dance",)) as process:
         code, output = end(process, None)
     assert code == 2
-    assert "expected some of language, control, found ['dance']" in output
+    assert "expected some of language, control, instruct, found ['dance']" in output

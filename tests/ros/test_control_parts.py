@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from edge_ros_bridge.commands import COMMANDS, layout_of, resting
 from edge_ros_bridge.matching import KEPT, StampMatcher
 from edge_ros_bridge.policies import find_policy
-from edge_ros_bridge.ros_robot import ClosedError, RosRobot
+from edge_ros_bridge.ros_robot import RosRobot
+from edge_ros_bridge.running import Runner
 from edge_ros_bridge.sensors import (
     BYTES_PER_PIXEL,
     CHANNELS,
@@ -30,8 +31,10 @@ from edge_ros_bridge.sensors import (
     yaw_of,
 )
 from edge_ros_bridge.stopping import Latch
-from edge_sdk.control.policy import ActionDim, ActionSpec, ObservationSpec
-from edge_sdk.control.robot import TIME_KEY
+from edge_sdk.control.clock import MonotonicClock
+from edge_sdk.control.policy import ActionDim, ActionSpec, ObservationSpec, PolicyConfig
+from edge_sdk.control.robot import TIME_KEY, ClosedError
+from edge_sdk.control.settings import LoopSettings
 from edge_sdk.errors import BundleError, ConfigError
 
 NAMES = ("camera", "joints", "imu")
@@ -287,6 +290,20 @@ def test_an_observation_is_waited_for_until_the_robot_is_closed(
     with pytest.raises(ClosedError):
         robot.observe()
     assert waiting in str(robot.waiting_for)
+
+
+def test_a_run_that_is_ended_while_it_waits_for_an_observation_logs_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    robot, sent = robot_of([1000], [True])
+    joints = ObservationSpec(name="joints", shape=(1,))
+    action = ActionSpec(dims=(ActionDim(name="a", unit="rad"),), rate_hz=50.0)
+    config = PolicyConfig(observations=(joints,), action=action, chunk_length=1, budget_ms=100.0)
+    policy: Any = SimpleNamespace(config=config)  # which is never asked
+    runner = Runner(policy, robot, None, LoopSettings(freeze_gc=False), MonotonicClock(), estopped=False)
+    while robot.waiting_for is None:
+        threading.Event().wait(0.01)
+    assert runner.end()
+    assert caplog.records == []
+    assert sent == ["halt"]
 
 
 def test_what_was_waited_for_ends_the_waiting() -> None:

@@ -8,11 +8,12 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from edge_ros_bridge.interface import CONTROL, LANGUAGE, RECORD, SOURCE_PARAMETERS
+from edge_ros_bridge.interface import CONTROL, INSTRUCT, LANGUAGE, RECORD, SOURCE_PARAMETERS, STEP_PARAMETERS
 from edge_ros_bridge.tables import filled, sections
 from edge_sdk.errors import ConfigError
 from places import ROOT
 
+NODES = (LANGUAGE, CONTROL, INSTRUCT, RECORD)
 PAGE, BRIDGE = ROOT / "docs" / "ros.md", ROOT / "ros_bridge"
 
 
@@ -26,7 +27,7 @@ def test_the_pages_tables_are_those_of_the_code() -> None:
 
 
 def test_a_parameter_has_limits_that_its_default_keeps() -> None:
-    for parameter in (*LANGUAGE.parameters, *CONTROL.parameters, *RECORD.parameters, *SOURCE_PARAMETERS):
+    for parameter in (*(each for node in NODES for each in node.parameters), *SOURCE_PARAMETERS, *STEP_PARAMETERS):
         assert (parameter.low is None) == (parameter.high is None)
         if parameter.low is not None:
             assert parameter.low <= parameter.default <= parameter.high
@@ -34,7 +35,7 @@ def test_a_parameter_has_limits_that_its_default_keeps() -> None:
 
 def test_the_package_depends_on_every_message_package_that_the_nodes_use() -> None:
     depends = {element.text for element in ElementTree.parse(BRIDGE / "package.xml").iter("exec_depend")}
-    types = {topic.type for interface in (LANGUAGE, CONTROL) for topic in interface.topics}
+    types = {topic.type for interface in NODES for topic in interface.topics}
     used = {name.split("/")[0] for name in types}
     for path in (BRIDGE / "edge_ros_bridge").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -43,13 +44,13 @@ def test_the_package_depends_on_every_message_package_that_the_nodes_use() -> No
     assert used <= depends
 
 
-@pytest.mark.parametrize("interface", [LANGUAGE, CONTROL], ids=["language", "control"])
+@pytest.mark.parametrize("interface", NODES, ids=[node.node for node in NODES])
 def test_the_yaml_files_name_parameters_that_exist(interface) -> None:
     content = yaml.safe_load((BRIDGE / "config" / f"{interface.node}.yaml").read_text())
     ((name, section),) = content.items()
     assert name == f"/**/{interface.node}"
     known = {parameter.name for parameter in interface.parameters} | {"use_sim_time"}
-    assert {key for key in section["ros__parameters"] if key not in ("sources", "qos_overrides")} <= known
+    assert {key for key in section["ros__parameters"] if key not in ("sources", "steps", "qos_overrides")} <= known
 
 
 def test_launch_files_are_python_that_describes_a_launch() -> None:
