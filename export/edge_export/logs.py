@@ -69,13 +69,13 @@ def plot_losses(logs: list[Path], target: Path) -> None:
 
 
 def _read_losses(log: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and their losses. Raises ConfigError for a file that is no run's log."""
+    """Steps and their losses. Raises ConfigError for a file that is no run's log, or of a run without a step."""
     with log.open() as file:
         rows = list(csv.DictReader(file))
     try:
         steps, losses = (np.array([float(row[name]) for row in rows]) for name in ("step", "loss"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(explain(str(log), expected="a run's log.csv", found=repr(error), todo="Name one.")) from None
-    if not len(steps):
-        raise ConfigError(explain(str(log), expected="steps of a run", found="none", todo="Wait for the first ones."))
+    except (KeyError, TypeError, ValueError):
+        rows = []
+    if not rows:
+        raise ConfigError(explain(str(log), expected="a run's log.csv", found="no steps in it", todo="Name another."))
     return steps, losses

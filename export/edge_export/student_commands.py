@@ -87,7 +87,6 @@ def prune(
         target = read_recipe(shape, StudentShape)
     else:
         target = Budget(params=params, gb=gb, ms=ms, board=board, storage=storage, context=context)
-    place = torch_device(device)
     settings = SearchSettings(calibration_samples=samples, candidates=search, try_steps=try_steps, seed=seed)
     config = read_config(checkpoint)
     if dry_run:
@@ -96,6 +95,7 @@ def prune(
         return
     if data is None:
         raise ConfigError(explain("--data", expected="calibration data", found="none", todo="Give some, or --dry-run."))
+    place = torch_device(device)
     work = out.with_name(f".{out.name}.work")
     lessons = read_lessons(data, checkpoint, work, config, length=length)
     teacher = load_body(checkpoint).to(place)
