@@ -18,9 +18,7 @@ def test_exact_match_is_shown_as_a_share_of_the_teachers() -> None:
     found = [line.removeprefix("| ") for line in table("scan-simple", scores).splitlines()]
     assert found[2] == "teacher |  | 4,000 | 80.00 % |  |"
     assert found[3] == "pruned | 2 | 1,000 | 6.00 % (4.00 % to 8.00 %) |  |"
-    assert (
-        found[4] == "pruned and distilled | 2 | 1,000 | 78.00 % (76.00 % to 80.00 %) | 97.5 % (95.0 % to 100.0 %) |"
-    )
+    assert found[4] == "pruned and distilled | 2 | 1,000 | 78.00 % (76.00 % to 80.00 %) | 97.5 % (95.0 % to 100.0 %) |"
     assert found[5] == "same size from scratch | 1 | 1,000 | 40.00 % | 50.0 % |"
 
 

@@ -49,9 +49,7 @@ MODELS = {
     "nemotron-nano-12b-v2": Expected("28 6 28 0", 12.31, 12.31, 24 << 10),
     "nemotron-3-nano-4b": Expected("21 4 17 0", 3.97, 3.97, 16 << 10, traced=True, published=3_973_556_832),
     "nemotron-3-nano-30b-a3b": Expected("23 6 0 23", 31.58, 3.58, 6 << 10, published=31_577_937_344),
-    "nemotron-3-super-120b-a12b": Expected(
-        "40 8 0 40", 120.67, 12.77, 8 << 10, traced=True, published=123_611_012_096
-    ),
+    "nemotron-3-super-120b-a12b": Expected("40 8 0 40", 120.67, 12.77, 8 << 10, traced=True, published=123_611_012_096),
     "nemotron-labs-3-puzzle-75b-a9b": Expected("40 8 0 40", 75.35, 9.34, 8 << 10),
 }
 
