@@ -17,7 +17,7 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -233,17 +233,57 @@ class Scores:
             new.write_text(json.dumps(self.rows, indent=1) + "\n")
 
 
+LABELS = {
+    "teacher": "teacher",
+    "pruned": "pruned",
+    "distilled": "pruned and distilled",
+    "scratch": "same size from scratch",
+}
+
+
+def table(task: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """A task's scores in Markdown: the mean over the seeds, and the lowest and highest, as docs/benchmarks.md has them.
+
+    The last column is what was to be reached: the share of the teacher's exact match, or of the gap in bits per byte
+    between the student from scratch and the teacher, seed by seed.
+    """
+    exact = task != "bytes"
+    headings = ("exact match", "of the teacher's") if exact else ("bits per byte", "of the gap closed")
+    lines = [f"| {task} | seeds | parameters | {headings[0]} | {headings[1]} |", "|---|---|---|---|---|"]
+    scores = {name: {row["seed"]: row["score"] for row in rows if row["model"] == name} for name in LABELS}
+    (best,) = scores["teacher"].values()
+    for name, found in scores.items():
+        sizes = sorted({row["parameters"] for row in rows if row["model"] == name})
+        if exact:
+            reached = [score / best for score in found.values() if name in ("distilled", "scratch")]
+        else:
+            pairs = [(scores["scratch"][seed], found[seed]) for seed in found if seed in scores["scratch"]]
+            reached = [(alone - score) / (alone - best) for alone, score in pairs if name == "distilled"]
+        count = "" if name == "teacher" else f"{len(found)}"
+        score = _spread(list(found.values()), "{:.2%}" if exact else "{:.3f}")
+        share = _spread(reached, "{:.1%}")
+        lines.append(f"| {LABELS[name]} | {count} | {' to '.join(_ends(sizes, '{:,}'))} | {score} | {share} |")
+    return "\n".join(lines)
+
+
+def _ends(values: Sequence[float], form: str) -> list[str]:
+    """The lowest and the highest, once if they read alike."""
+    ends = [form.format(end).replace("%", " %") for end in (min(values), max(values))] if values else []
+    return list(dict.fromkeys(ends))
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """Mean (lowest to highest)."""
+    if not values:
+        return ""
+    mean, ends = form.format(statistics.mean(values)).replace("%", " %"), _ends(values, form)
+    return mean if len(ends) == 1 else f"{mean} ({' to '.join(ends)})"
+
+
 def show(folder: Path) -> None:
-    """Markdown tables of every task's scores: mean, and the lowest and highest over the seeds."""
+    """The tables of all tasks."""
     for path in sorted(folder.glob("*/scores.json")):
-        rows = json.loads(path.read_text())
-        print(f"\n| {path.parent.name} | parameters | mean | lowest to highest | seeds |\n|---|---|---|---|---|")
-        for model in dict.fromkeys(row["model"] for row in rows):
-            mine = [row for row in rows if row["model"] == model]
-            values = [row["score"] for row in mine]
-            sizes = "; ".join(sorted({f"{row['parameters']:,}" for row in mine}))
-            spread = f"{min(values):.4f} to {max(values):.4f}" if len(values) > 1 else ""
-            print(f"| {model} | {sizes} | {statistics.mean(values):.4f} | {spread} | {len(values)} |")
+        print(f"\n{table(path.parent.name, json.loads(path.read_text()))}")
 
 
 def main() -> None:

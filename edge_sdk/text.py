@@ -22,6 +22,9 @@ from edge_sdk.errors import BundleError, PromptError, explain
 TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
+"""Where checkpoints of before 2025 have the template; those of today may have it in either."""
+
 
 class Message(TypedDict):
     """One turn of a conversation; see :func:`edge_sdk.vision.take_images` for one with images."""
@@ -55,6 +58,20 @@ def check_prompt(prompt: object) -> str:
     return prompt
 
 
+def read_template(folder: Path) -> str:
+    """The chat template of a bundle, or of a checkpoint as transformers writes it. Raises BundleError without one."""
+    if (folder / TEMPLATE_FILE).exists():
+        return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+    path = folder / TOKENIZER_CONFIG
+    found = json.loads(path.read_text(encoding="utf-8")).get("chat_template") if path.exists() else None
+    if isinstance(found, list):  # several, by name
+        found = {item["name"]: item["template"] for item in found}.get("default")
+    if not isinstance(found, str):
+        expected, todo = f"a {TEMPLATE_FILE}, or one in {TOKENIZER_CONFIG}", "Write one (docs/export.md)."
+        raise BundleError(explain(str(folder), expected=expected, found="none", todo=todo))
+    return found
+
+
 class TextCodec:
     """Renders messages by the chat template and converts between text and token ids.
 
@@ -64,11 +81,13 @@ class TextCodec:
     def __init__(self, folder: Path) -> None:
         try:
             self.tokenizer = Tokenizer.from_str((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
-            source = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+            source = read_template(folder)
             self._template = _environment().from_string(source)
             self.format = ChatFormat.of_template(source)
             self.shows_images = "image" in source
             """Whether the template takes a message in parts, and writes an image's token by itself."""
+        except BundleError:
+            raise
         except Exception as error:  # tokenizers raises plain Exception
             raise BundleError(
                 explain(

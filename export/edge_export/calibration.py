@@ -1,18 +1,19 @@
-"""Token sequences to quantise by: read from pairs or text, padded to batches, scored by the logits."""
+"""Token sequences to quantise by: those that training would learn from, padded to batches, scored by the logits."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edge_export.documents import read_records, samples_of
 from edge_export.torch_model import HybridLM
 from edge_sdk.errors import ConfigError, explain
 from edge_sdk.text import TextCodec
@@ -37,41 +38,18 @@ class Sequences:
 
 
 def read_sequences(
-    path: Path, codec: TextCodec, end: int | None, *, samples: int, max_length: int
+    path: Path, codec: TextCodec, end: int, *, samples: int, max_length: int
 ) -> list[tuple[list[int], int]]:
-    """The first ``samples`` sequences of a file, each with the position that scoring begins at.
+    """The first ``samples`` sequences of a file or folder, each with the position that scoring begins at.
 
-    A .jsonl file holds {"prompt", "completion"} (the completion counts, ``end`` behind it) or {"text"} in each line;
-    any other is text, cut into pieces of ``max_length`` tokens. Raises ConfigError for a line that is neither.
+    They are what training learns from (:mod:`edge_export.documents`), of at most ``max_length`` tokens. Raises
+    ConfigError for what cannot be read, and where there is none.
     """
-    if path.suffix != ".jsonl":
-        ids = codec.encode(path.read_text(encoding="utf-8"))
-        found = [(ids[at : at + max_length], 1) for at in range(0, len(ids), max_length)][:samples]
-    else:
-        with path.open(encoding="utf-8") as file:
-            found = [_read_line(path, number, line, codec, end) for number, line in zip(range(1, samples + 1), file)]
-    found = [(ids[:max_length], first) for ids, first in found if len(ids) > 1]
+    every = (sample for record in read_records(path) for sample in samples_of(record, codec, end, max_length - 1))
+    found = [(list(sample.ids), sample.prompt_length) for sample in islice(every, samples)]
     if not found:
         raise ConfigError(explain(str(path), expected="sequences of tokens", found="none", todo="Give other data."))
     return found
-
-
-def _read_line(path: Path, number: int, line: str, codec: TextCodec, end: int | None) -> tuple[list[int], int]:
-    try:
-        raw = json.loads(line)
-        if "text" in raw:
-            return codec.encode(raw["text"]), 1
-        prompt = codec.encode_prompt(raw["prompt"])
-        return [*prompt, *codec.encode(raw["completion"]), *([] if end is None else [end])], len(prompt)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            explain(
-                f"{path}, line {number}",
-                expected='{"prompt": ..., "completion": ...} or {"text": ...}',
-                found=repr(error),
-                todo="Correct the line.",
-            )
-        ) from None
 
 
 def batched(sequences: Sequence[tuple[list[int], int]], tokens: int = 4096) -> list[Sequences]:

@@ -27,6 +27,8 @@ from edge_sdk.model import ModelConfig
 
 log = logging.getLogger("edge_export")
 
+CONFIG = "config.json"
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -38,7 +40,7 @@ TOKENIZER_FILES = (
 
 def read_raw_config(folder: Path) -> dict[str, Any]:
     """config.json as it stands: a checkpoint folder's, or a file by itself."""
-    path = folder if folder.is_file() else folder / "config.json"
+    path = folder if folder.is_file() else folder / CONFIG
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -202,13 +204,14 @@ class Checkpoint:
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash of a checkpoint's config and all its weight files."""
+    """Hash of a checkpoint's config and all its weight files. Raises CheckpointError for a folder without a config."""
+    read_raw_config(folder)
     return "+".join(sha256(part)[:16] for part in hashed_files(folder))
 
 
 def hashed_files(folder: Path) -> list[Path]:
     """What :func:`fingerprint` reads."""
-    return [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    return [folder / CONFIG, *sorted(folder.glob("*.safetensors"))]
 
 
 def load_model(folder: Path) -> HybridLM:
@@ -248,7 +251,7 @@ def save_model(model: HybridBody, folder: Path, *, tokenizer_from: Path | None =
     for tensor_map in family.tensor_maps(model.config):
         theirs |= tensor_map.split(ours[tensor_map.ours].detach())
     with new_directory(folder) as new:
-        (new / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+        (new / CONFIG).write_text(json.dumps(raw, indent=2) + "\n")
         save_file(theirs, new / "model.safetensors", metadata={"format": "pt"})
         for name in TOKENIZER_FILES:
             if tokenizer_from is not None and (tokenizer_from / name).exists():

@@ -10,13 +10,14 @@ from typing import Annotated, Optional
 import msgspec
 import typer
 
+from edge_export.arguments import chosen
 from edge_export.boards import HERE
 from edge_export.chain import describe_chain, read_chain, run_chain
 from edge_export.dry_run import DryRun
 from edge_export.engine import EngineRequest, make_engine
 from edge_export.terminal import console
 from edge_sdk.boards import BOARDS
-from edge_sdk.errors import EdgeError
+from edge_sdk.errors import EdgeError, explain
 
 HELP = """
 From a checkpoint in Hugging Face format to a bundle that `edge-sdk` runs, on a workstation; to an engine, on a board.
@@ -24,6 +25,9 @@ From a checkpoint in Hugging Face format to a bundle that `edge-sdk` runs, on a 
 The usual way: `inspect` a checkpoint, `prune` and `distil` it if it is too large, `quantize` it on data of yours,
 `onnx` and `bundle` it; on the robot, `engine`. `import` makes FP8 and NVFP4 checkpoints ordinary ones. What makes
 something takes `--dry-run`, and then only says what memory, disk and time that would need.
+
+The shortest way: `edge-export onnx CHECKPOINT --weights int4 --out graph`, then
+`edge-export bundle CHECKPOINT --graph graph --out bundle`, then `edge-sdk run bundle "a question"`.
 """
 
 app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
@@ -47,7 +51,10 @@ def engine(
     plugins: Annotated[str, typer.Option(help="The plugin library: auto, none or a path.")] = "auto",
     dry_run: DryRun = False,
 ) -> None:
-    """Build a TensorRT engine from a bundle, on the machine that will run it."""
+    """Build a TensorRT engine from a bundle, on the machine that will run it.
+
+    For example: edge-export engine bundle --board orin-nx-16gb
+    """
     choices = {
         "board": board,
         "precision": precision,
@@ -58,16 +65,23 @@ def engine(
         "qlinear": qlinear,
         "plugins": plugins,
     }
-    make_engine(bundle, msgspec.convert(choices, EngineRequest), dry_run=dry_run)
+    make_engine(bundle, chosen(choices, EngineRequest), dry_run=dry_run)
 
 
 @app.command()
 def run(
-    chain: Annotated[Path, typer.Argument(help="YAML with stages of commands; its form stands in chain.py.")],
-    settings: Annotated[Optional[list[str]], typer.Option("--set", help="NAME=VALUE of a variable; often.")] = None,
+    chain: Annotated[Path, typer.Argument(help="YAML with stages of commands.")],
+    settings: Annotated[
+        Optional[list[str]], typer.Option("--set", help="NAME=VALUE of a variable of the file; may be given often.")
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Run a chain of these commands from one file; of one that was run before, what changed since."""
+    """Run a chain of these commands from one file; of one that was run before, what changed since.
+
+    The file names stages, and in each the commands that run side by side, without `edge-export` (docs/export.md).
+
+    For example: edge-export run chain.yaml --set out=build/mine
+    """
     pairs = [setting.partition("=") for setting in settings or []]
     stages = read_chain(chain, typer.main.get_group(app), {name: value for name, _, value in pairs})
     if dry_run:
@@ -83,6 +97,17 @@ if find_spec("torch") is not None:  # a board has none, and needs only the comma
         app.registered_commands.extend(commands.app.registered_commands)
     app.add_typer(episode_commands.app, name="episodes")
 
+ORDER = ["inspect", "import", "prune", "distil", "quantize", "onnx", "bundle", "engine", "run"]
+"""In which --help lists the commands: as they follow one another; behind them the others."""
+
+
+def _place(command: typer.models.CommandInfo) -> int:
+    name = command.name or getattr(command.callback, "__name__", "")
+    return [*ORDER, name].index(name)
+
+
+app.registered_commands.sort(key=_place)
+
 
 def main() -> None:
     """Entry point: errors about the user's input end in one message, not in a traceback."""
@@ -92,11 +117,18 @@ def main() -> None:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        console.print(f"[red]error:[/red] {_described(error)}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except msgspec.ValidationError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(2)
+
+
+def _described(error: OSError) -> str:
+    """The system's own errors name a file and say little else; ours are sentences already."""
+    if error.filename is None:
+        return str(error)
+    return explain(str(error.filename), expected="a path that can be used", found=error.strerror, todo="Check it.")
 
 
 if __name__ == "__main__":

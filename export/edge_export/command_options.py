@@ -31,7 +31,7 @@ Out = Annotated[Path, typer.Option(help="Folder for the run: checkpoint, log.csv
 Test = Annotated[Optional[Path], typer.Option(help="Held-out pairs in JSONL, or episodes: report the scores on them.")]
 Threads = Annotated[Optional[int], typer.Option(help="Threads for torch; all cores if left out.")]
 Length = Annotated[Optional[int], typer.Option(min=2, help="Longest sample in tokens; texts are cut into such pieces.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="Where torch computes: cpu or cuda.")]
 TensorBoard = Annotated[bool, typer.Option(help="Also write events for TensorBoard.")]
 
 
@@ -41,22 +41,31 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _end(config: ModelConfig) -> int:
+def torch_device(name: str) -> torch.device:
+    """Where torch computes. Raises ConfigError for a device that it does not have here."""
+    if name != "cpu" and not (name.partition(":")[0] == "cuda" and torch.cuda.is_available()):
+        expected = "cpu or cuda" if torch.cuda.is_available() else "cpu, as torch sees no GPU here"
+        raise ConfigError(explain("--device", expected=expected, found=name, todo="Choose another."))
+    return torch.device(name)
+
+
+def end_token(config: ModelConfig) -> int:
+    """What stands behind a text or an answer. Raises ConfigError for a model without such a token."""
     if not config.eos_token_ids:
-        raise ConfigError(explain("The model", expected="an eos_token_id", found="none", todo="Name one."))
+        raise ConfigError(explain("The model", expected="an eos_token_id", found="none", todo="Add it to config.json."))
     return config.eos_token_ids[0]
 
 
 def pairs(path: Path, tokenizer: Path, config: ModelConfig) -> list[Sample]:
     """Tokenised pairs, all in memory."""
-    return tokenize(read_pairs(path), TextCodec(tokenizer), _end(config))
+    return tokenize(read_pairs(path), TextCodec(tokenizer), end_token(config))
 
 
 def stored_samples(path: Path, tokenizer: Path, out: Path, config: ModelConfig, length: int | None) -> Sequence[Sample]:
     """The samples of a data set, tokenised into the run's folder by the first process."""
     with first_before_others():
         return store_samples(
-            path, tokenizer, out / "data", end=_end(config), vocab_size=config.vocab_size, length=length
+            path, tokenizer, out / "data", end=end_token(config), vocab_size=config.vocab_size, length=length
         )
 
 

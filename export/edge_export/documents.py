@@ -18,9 +18,10 @@ import msgspec
 import numpy as np
 
 from edge_export.data import Sample, StoredSamples
+from edge_export.extras import imported
 from edge_sdk.errors import ConfigError, explain
 from edge_sdk.files import new_directory, sha256
-from edge_sdk.text import TEMPLATE_FILE, TOKENIZER_FILE, Message, TextCodec
+from edge_sdk.text import TEMPLATE_FILE, TOKENIZER_CONFIG, TOKENIZER_FILE, Message, TextCodec
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 
@@ -56,9 +57,11 @@ def read_records(path: Path) -> Iterator[Record]:
 
     Raises ConfigError naming the file and line that cannot be read.
     """
-    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES) if path.is_dir() else [path]
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [file for file in files if file.suffix in SUFFIXES and file.is_file()]
     if not files:
-        raise ConfigError(explain(str(path), expected=f"{', '.join(SUFFIXES)} files", found="none", todo="Add some."))
+        expected, found = f"{', '.join(SUFFIXES)} files", "none" if path.exists() else "nothing of that name"
+        raise ConfigError(explain(str(path), expected=expected, found=found, todo="Name other data."))
     for file in files:
         if file.suffix == ".txt":
             yield Record(text=file.read_text(encoding="utf-8", errors="replace"))
@@ -85,15 +88,9 @@ def _record(row: bytes | dict[str, Any], where: str) -> Record:
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    pyarrow = imported("pyarrow.parquet", extra="parquet", needed_by=str(path))
     try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise ConfigError(
-            explain(str(path), expected="the package pyarrow", found="none", todo="pip install edge-sdk[parquet]")
-        ) from None
-    try:
-        with ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path) as file:
             columns = [name for name in Record.__struct_fields__ if name in file.schema_arrow.names]
             for batch in file.iter_batches(PARQUET_ROWS, columns=columns):
                 yield from batch.to_pylist()
@@ -163,7 +160,7 @@ def store_samples(
 
     Raises ConfigError for what cannot be read, and where nothing is to be learnt.
     """
-    facts = {"key": _key(path, tokenizer, end, length), "type": "uint16" if vocab_size <= 1 << 16 else "uint32"}
+    facts = {"key": data_key(path, tokenizer, end, length), "type": "uint16" if vocab_size <= 1 << 16 else "uint32"}
     note = folder / "samples.json"
     if not note.exists() or json.loads(note.read_text()) != facts:
         codec = TextCodec(tokenizer)
@@ -188,10 +185,11 @@ def _write(samples: Iterable[Sample], folder: Path, dtype: np.dtype[Any]) -> int
     return len(prompts)
 
 
-def _key(path: Path, tokenizer: Path, end: int, length: int | None) -> str:
+def data_key(path: Path, tokenizer: Path, end: int, length: int | None) -> str:
+    """Changes with the data, the tokenizer, and how long samples are."""
     digest = hashlib.sha256(f"{end} {length}".encode())
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    for file in [*files, tokenizer / TOKENIZER_FILE, tokenizer / TEMPLATE_FILE]:
+    for file in [*files, *(tokenizer / name for name in (TOKENIZER_FILE, TOKENIZER_CONFIG, TEMPLATE_FILE))]:
         if file.is_file():
             digest.update(f"{file.name} {sha256(file)}".encode())
     return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import msgspec
 import numpy as np
@@ -16,6 +17,9 @@ from edge_export.policy_decoder import Chunks
 from edge_sdk.control.normalization import require
 from edge_sdk.instruction import InstructionCodec
 from edge_sdk.policy_spec import NO_TOKEN, PolicySpec
+
+INSTRUCTIONS = 4096
+"""Whose tokens are kept in memory: data sets repeat a few."""
 
 
 class EpisodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,6 +93,7 @@ class EpisodeBatches:
         codec: InstructionCodec | None = None,
     ) -> None:
         self._source, self._spec, self._settings, self._seed, self._codec = source, spec, settings, seed, codec
+        self._tokens = lru_cache(INSTRUCTIONS)(self._tokenize)
         self.lengths = source.lengths
         self._order = Order(self.lengths, batch_size, seed)
         self._scaling = spec.schema.action.normalization.scaling()
@@ -129,8 +134,11 @@ class EpisodeBatches:
             first = int(rng.integers(len(steps) - window + 1))
             steps = steps[first : first + window]
         kept = rng.choice(len(steps), self._settings.chunks, replace=len(steps) < self._settings.chunks)
-        ids = [] if self._codec is None else self._codec.encode(episode.instruction)
-        return _Row(episode, steps, np.sort(kept), np.array(ids, dtype=np.int64))
+        return _Row(episode, steps, np.sort(kept), self._tokens(episode.instruction))
+
+    def _tokenize(self, instruction: str) -> np.ndarray:
+        ids = [] if self._codec is None else self._codec.encode(instruction)
+        return np.array(ids, dtype=np.int64)
 
     def _chunks(self, rows: Sequence[_Row], rng: np.random.Generator) -> Chunks:
         """The chunks of all rows, and what is drawn for them: committed lengths, noise and times.

@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -82,8 +83,9 @@ def estimate_export(checkpoint: Path, storage: Storage, plan: Path | None = None
 
 def estimate_bundle(checkpoint: Path, graph: Path) -> Estimate:
     """Of :func:`edge_export.pack.make_bundle`: the files are copied, hashed and checked."""
-    sources, _ = bundle_sources(checkpoint, graph)
-    size, hashed = sum(path.stat().st_size for path in sources.values()), _hashed_bytes(checkpoint)
+    with TemporaryDirectory() as aside:
+        sources, _ = bundle_sources(checkpoint, graph, Path(aside))
+        size, hashed = sum(path.stat().st_size for path in sources.values()), _hashed_bytes(checkpoint)
     seconds = (hashed + 2 * size) / hash_speed() + (hashed + 4 * size) / DISK_BYTES_PER_SECOND
     return Estimate(hashed + 3 * size, size, read_memory().peak_bytes, seconds)
 

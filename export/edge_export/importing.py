@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edge_export.checkpoint import TOKENIZER_FILES, Checkpoint, TensorFiles, fingerprint, read_raw_config
+from edge_export.checkpoint import CONFIG, TOKENIZER_FILES, Checkpoint, TensorFiles, fingerprint, read_raw_config
 from edge_export.dry_run import require_room
 from edge_export.weights import Progress, silent
 from edge_sdk.files import new_file, resumable_directory
@@ -49,7 +49,7 @@ def import_checkpoint(source: Path, target: Path, dtype: Dtype = "bfloat16", pro
         _write_index(new, written, sum(sizes))
         raw.pop("quantization_config", None)
         raw.pop("torch_dtype", None)
-        (new / "config.json").write_text(json.dumps(raw | {"dtype": dtype}, indent=2) + "\n", encoding="utf-8")
+        (new / CONFIG).write_text(json.dumps(raw | {"dtype": dtype}, indent=2) + "\n", encoding="utf-8")
         for name in TOKENIZER_FILES:
             if (source / name).exists():
                 shutil.copy(source / name, new / name)

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from edge_export.arguments import chosen
 from edge_export.checkpoint import read_config
 from edge_export.models import make_model
 from edge_export.pack import Storage
@@ -223,8 +224,11 @@ def inspect(
     length: Annotated[int, typer.Option(min=1, help="Tokens fed at once, for the graph's memory.")] = PREFILL,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Describe a checkpoint: layers, parameters, memory and special settings. No weight is read."""
-    storage = msgspec.convert({"weights": weights}, Storage)
+    """Describe a checkpoint: layers, parameters, memory and special settings. No weight is read.
+
+    For example: edge-export inspect CHECKPOINT --graph --weights int4
+    """
+    storage = chosen({"weights": weights}, Storage)
     config = read_config(path)
     report = describe(config)
     if graph:

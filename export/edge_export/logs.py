@@ -55,10 +55,8 @@ def plot_losses(logs: list[Path], target: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for log in logs:
-        with log.open() as file:
-            rows = list(csv.DictReader(file))
-        steps, values = (np.array([float(row[name]) for row in rows]) for name in ("step", "loss"))
-        width = min(20, len(rows))
+        steps, values = _read_losses(log)
+        width = min(20, len(steps))
         (line,) = axes.plot(steps[width - 1 :], np.convolve(values, np.ones(width) / width, "valid"))
         line.set_label(log.parent.name)
         axes.plot(steps, values, color=line.get_color(), alpha=0.2, linewidth=0.8)
@@ -68,3 +66,16 @@ def plot_losses(logs: list[Path], target: Path) -> None:
     with new_file(target) as path:
         figure.savefig(path, format="png", dpi=120)
     plt.close(figure)
+
+
+def _read_losses(log: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and their losses. Raises ConfigError for a file that is no run's log, or of a run without a step."""
+    with log.open() as file:
+        rows = list(csv.DictReader(file))
+    try:
+        steps, losses = (np.array([float(row[name]) for row in rows]) for name in ("step", "loss"))
+    except (KeyError, TypeError, ValueError):
+        rows = []
+    if not rows:
+        raise ConfigError(explain(str(log), expected="a run's log.csv", found="no steps in it", todo="Name another."))
+    return steps, losses

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import msgspec
@@ -30,6 +31,7 @@ from edge_sdk.errors import CheckpointError, ConfigError, explain
 from edge_sdk.files import resumable_directory
 from edge_sdk.model import CacheDType, ModelConfig, StateDType
 from edge_sdk.speculation import DRAFT, EMBED, ROLLBACK, VISION, GraphSpec, extra_graphs
+from edge_sdk.text import TEMPLATE_FILE, read_template
 from edge_sdk.traffic import WeightStorage, bundle_storage
 
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
@@ -183,20 +185,24 @@ def make_bundle(
     """
     if version is not None:
         parse_version(version)
-    sources, notes = bundle_sources(checkpoint, graph)
-    if notes.get(CHECKPOINT_KEY) != fingerprint(checkpoint):
-        raise _another_graph(checkpoint, graph)
-    require_room(target, sum(path.stat().st_size for path in sources.values()))
-    model = msgspec.json.decode(notes.pop(MODEL_KEY), type=ModelConfig)
-    weights = notes.pop(WEIGHTS_KEY)
-    if version is not None:
-        notes[VERSION_KEY] = version
-    bundle = write_bundle(target, sources, model=model, weights=weights, provenance=notes)
+    with TemporaryDirectory() as aside:
+        sources, notes = bundle_sources(checkpoint, graph, Path(aside))
+        if notes.get(CHECKPOINT_KEY) != fingerprint(checkpoint):
+            raise _another_graph(checkpoint, graph)
+        require_room(target, sum(path.stat().st_size for path in sources.values()))
+        model = msgspec.json.decode(notes.pop(MODEL_KEY), type=ModelConfig)
+        weights = notes.pop(WEIGHTS_KEY)
+        if version is not None:
+            notes[VERSION_KEY] = version
+        bundle = write_bundle(target, sources, model=model, weights=weights, provenance=notes)
     return add_acceptance(target) if acceptance else bundle
 
 
-def bundle_sources(checkpoint: Path, graph: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """A bundle's files by their names in it, and the graph's metadata. Raises CheckpointError if one is missing."""
+def bundle_sources(checkpoint: Path, graph: Path, aside: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """A bundle's files by their names in it, and the graph's metadata. Raises CheckpointError if one is missing.
+
+    A chat template that the checkpoint has in another file is written to the folder ``aside``.
+    """
     _require_files({GRAPH: graph / GRAPH})
     proto = onnx.load(str(graph / GRAPH), load_external_data=False)
     notes = {item.key: item.value for item in proto.metadata_props}
@@ -205,6 +211,9 @@ def bundle_sources(checkpoint: Path, graph: Path) -> tuple[dict[str, Path], dict
     model = msgspec.json.decode(notes[MODEL_KEY], type=ModelConfig)
     exported = (GRAPH, WEIGHTS, POLICY_FILE, *extra_graphs(model))
     sources = {name: (graph if name in exported else checkpoint) / name for name in required_files(model)}
+    if TEMPLATE_FILE in sources and not sources[TEMPLATE_FILE].exists():
+        sources[TEMPLATE_FILE] = aside / TEMPLATE_FILE
+        sources[TEMPLATE_FILE].write_text(read_template(checkpoint), encoding="utf-8")
     _require_files(sources)
     return sources, notes
 

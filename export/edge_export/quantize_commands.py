@@ -9,8 +9,11 @@ from typing import Annotated, Any, Optional
 import msgspec
 import typer
 
+from edge_export.arguments import chosen, require_choice, require_target
 from edge_export.calibration import Sequences, batched, read_sequences
-from edge_export.checkpoint import Checkpoint, fingerprint, load_model
+from edge_export.checkpoint import CONFIG, Checkpoint, fingerprint, load_model
+from edge_export.command_options import end_token
+from edge_export.documents import data_key
 from edge_export.dry_run import DryRun, require_room, show_estimate
 from edge_export.export_estimate import estimate_import
 from edge_export.importing import Dtype, import_checkpoint
@@ -37,8 +40,13 @@ def import_(
     dtype: Annotated[str, typer.Option(help="Of matrices: bfloat16 or float32.")] = "bfloat16",
     dry_run: DryRun = False,
 ) -> None:
-    """Write an ordinary checkpoint from any that can be read; run again after an interruption to go on."""
+    """Write an ordinary checkpoint from any that can be read; run again after an interruption to go on.
+
+    For example: edge-export import NVFP4_CHECKPOINT --out checkpoint
+    """
+    require_choice("dtype", dtype, Dtype)
     wanted = msgspec.convert(dtype, Dtype)
+    require_target(out, CONFIG, checkpoint)
     if dry_run:
         show_estimate(estimate_import(checkpoint, wanted), out)
         return
@@ -69,7 +77,7 @@ NoReport = Annotated[
 @app.command()
 def quantize(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
-    data: Annotated[Path, typer.Option(help="Calibration data: JSONL of {prompt, completion} or {text}, or a text.")],
+    data: Annotated[Path, typer.Option(help="Calibration data, of the kinds that distil takes; some hundred samples.")],
     out: PlanFolder = None,
     test: Scored = None,
     weights: Annotated[str, typer.Option(help="int4 or int8, for projections and experts; the head int8.")] = "int4",
@@ -85,8 +93,20 @@ def quantize(
     no_report: NoReport = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Choose how a checkpoint's weights are stored, by calibration data, and report what each setting costs."""
-    request = msgspec.convert(
+    """Choose how a checkpoint's weights are stored, by calibration data, and report what each setting costs.
+
+    For example: edge-export quantize CHECKPOINT --data texts --out plan --budget-gb 2.5
+    """
+    if out is not None:
+        require_target(out, FILE, checkpoint, data, test)
+    elif not (report_only or dry_run):
+        raise ConfigError(explain("--out", expected="a folder, or --report-only", found="none", todo="Give one."))
+    source = Checkpoint(checkpoint)
+    if source.config.policy is not None:
+        todo = "Store it with `edge-export onnx --weights int8` or int4."
+        raise ConfigError(explain(str(checkpoint), expected="a language model", found="a policy", todo=todo))
+    codec, end = TextCodec(checkpoint), end_token(source.config)
+    request = chosen(
         {
             "weights": weights,
             "method": method,
@@ -94,21 +114,13 @@ def quantize(
             "cache_dtype": cache_dtype,
             "state_dtype": state_dtype,
             "budget_gb": budget_gb,
-            "data": f"{data.resolve()} {data.stat().st_size} {data.stat().st_mtime_ns}",
+            "data": data_key(data, checkpoint, end, max_length),
             "samples": samples,
             "max_length": max_length,
             "report_only": report_only,
         },
         QuantizeRequest,
     )
-    if out is None and not (report_only or dry_run):
-        raise typer.BadParameter("--out is needed, or --report-only")
-    source = Checkpoint(checkpoint)
-    if source.config.policy is not None:
-        todo = "Store it with `edge-export onnx --weights int8` or int4."
-        raise ConfigError(explain(str(checkpoint), expected="a language model", found="a policy", todo=todo))
-    codec = TextCodec(checkpoint)
-    end = next(iter(source.config.eos_token_ids), None)
 
     def read(path: Path) -> list[Sequences]:
         return batched(read_sequences(path, codec, end, samples=samples, max_length=max_length))

@@ -50,10 +50,11 @@ Recipe = TypeVar("Recipe", TrainRecipe, DistilRecipe, StudentShape)
 
 
 def read_recipe(path: Path, kind: type[Recipe]) -> Recipe:
-    """Parses and checks a recipe. Raises ConfigError naming the setting that is wrong."""
+    """Parses and checks a recipe. Raises ConfigError naming the setting that is wrong, OSError without the file."""
     try:
         return msgspec.yaml.decode(path.read_bytes(), type=kind)
-    except (msgspec.DecodeError, OSError) as error:
+    except msgspec.DecodeError as error:
+        expected = f"YAML of {', '.join(kind.__struct_fields__)}"
         raise ConfigError(
-            explain(str(path), expected=f"a {kind.__name__}", found=error, todo="Correct the recipe.")
+            explain(str(path), expected=expected, found=error, todo="Correct it (docs/distil.md).")
         ) from None

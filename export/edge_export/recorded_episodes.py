@@ -42,11 +42,11 @@ class RecordedEpisodes:
         stats: list[dict[str, Statistics]] = []
         schema: PolicyConfig | None = None
         for path in sorted(folder.glob(f"*{SUFFIX}")):
-            found = Recording(path).header.policy
+            found, episodes = self._load(path)
             if schema is not None and found != schema:
                 _refuse(path, "the policy's configuration of the recordings before it", "another one")
             schema = found
-            for number, episode in enumerate(self._load(path)):
+            for number, episode in enumerate(episodes):
                 episode.check(schema)
                 self._places.append((path, number))
                 lengths.append(len(episode))
@@ -62,11 +62,11 @@ class RecordedEpisodes:
 
     def __getitem__(self, index: int) -> Episode:
         path, number = self._places[index]
-        return self._load(path)[number]
+        return self._load(path)[1][number]
 
 
-def read_recording(path: Path) -> list[Episode]:
-    """The episodes of one recording. Raises RecordingError where it is damaged."""
+def read_recording(path: Path) -> tuple[PolicyConfig, list[Episode]]:
+    """The schema of one recording and its episodes. Raises RecordingError where it is damaged."""
     recording = Recording(path)
     seen: dict[int, InferenceRecord] = {}
     ticks: dict[int, TickRecord] = {}
@@ -75,7 +75,8 @@ def read_recording(path: Path) -> list[Episode]:
             ticks[record.tick] = record
         else:
             seen[record.first_tick] = record  # of two for one tick the later one is the newer
-    return [_episode(steps, recording.header.instruction) for steps in _runs(seen, ticks) if len(steps) > 1]
+    header = recording.header
+    return header.policy, [_episode(steps, header.instruction) for steps in _runs(seen, ticks) if len(steps) > 1]
 
 
 def _runs(

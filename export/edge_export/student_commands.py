@@ -11,8 +11,9 @@ import torch
 import typer
 from rich.table import Table
 
+from edge_export.arguments import chosen, require_target
 from edge_export.budget import CONTEXT, Budget, step_ms, weight_bytes
-from edge_export.checkpoint import load_body, read_config, save_model
+from edge_export.checkpoint import CONFIG, load_body, read_config, save_model
 from edge_export.command_options import (
     Data,
     Device,
@@ -22,6 +23,7 @@ from edge_export.command_options import (
     Test,
     Threads,
     set_threads,
+    torch_device,
     write_report,
 )
 from edge_export.distributed import is_first, joined, load_sharded, world
@@ -41,6 +43,9 @@ from edge_sdk.files import new_file
 from edge_sdk.model import ModelConfig
 
 app = typer.Typer()
+
+SHOWN = 8
+"""Of the students that were looked at, the best."""
 
 
 @app.command()
@@ -66,11 +71,19 @@ def prune(
     threads: Threads = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Cut a checkpoint down to sizes or to a budget: an ordinary smaller checkpoint, to be distilled next."""
+    """Cut a checkpoint down to sizes or to a budget: an ordinary smaller checkpoint, to be distilled next.
+
+    Give one of --params, --gb, --ms with --board, and --shape. With --dry-run: which shapes fit, without data.
+
+    For example: edge-export prune CHECKPOINT --ms 20 --board orin-nano-8gb --data texts --out student
+    """
     set_threads(threads)
-    storage = msgspec.convert({"weights": weights}, Storage)
+    storage = chosen({"weights": weights}, Storage)
+    require_target(out, CONFIG, checkpoint, data)
     target: StudentShape | Budget
     if shape is not None:
+        if (params, gb, ms) != (None, None, None):
+            raise ConfigError(explain("--shape", expected="no budget beside it", found="one", todo="Give one of them."))
         target = read_recipe(shape, StudentShape)
     else:
         target = Budget(params=params, gb=gb, ms=ms, board=board, storage=storage, context=context)
@@ -81,14 +94,16 @@ def prune(
         show_estimate(estimate_search(config, settings, length or config.max_length), out)
         return
     if data is None:
-        raise ConfigError(explain("--data", expected="calibration data", found="none", todo="Give some."))
+        raise ConfigError(explain("--data", expected="calibration data", found="none", todo="Give some, or --dry-run."))
+    place = torch_device(device)
     work = out.with_name(f".{out.name}.work")
     lessons = read_lessons(data, checkpoint, work, config, length=length)
-    teacher = load_body(checkpoint).to(torch.device(device))
+    teacher = load_body(checkpoint).to(place)
     student = make_student(teacher, lessons, target, settings, work / "tries")
     save_model(student.model.cpu(), out, tokenizer_from=checkpoint)
     shutil.rmtree(work, ignore_errors=True)  # episodes are not copied there
     _show(student.found, storage, board, context)
+    console.print(f"{out}: the first of these; next: edge-export distil {checkpoint} RECIPE --student {out} ...")
 
 
 def _found_without_data(
@@ -106,13 +121,15 @@ def _show(found: list[Candidate], storage: Storage, board: str | None, context: 
     for heading in columns:
         if board is not None or not heading.startswith("ms"):
             table.add_column(heading)
-    for item in found:
+    for item in found[:SHOWN]:
         sizes = msgspec.to_builtins(item.shape)
         row = [item.config.pattern, f"{item.config.parameters():,}", f"{weight_bytes(item.config, storage) / 1e9:.3g}"]
         row += [f"{step_ms(item.config, storage, board, context):.3g}"] if board is not None else []
         row += [f"{item.kept:.3f}", "" if item.loss is None else f"{item.loss:.4f}"]
         table.add_row(*row, ", ".join(f"{name} {size}" for name, size in sizes.items() if isinstance(size, int)))
     console.print(table)
+    if len(found) > SHOWN:
+        console.print(f"and {len(found) - SHOWN} more")
     if board is not None:
         console.print("ms: estimated from the board's memory bandwidth, not measured.")
 
@@ -136,15 +153,23 @@ def distil(
 ) -> None:
     """Prune a teacher to a student and distil its knowledge into it; run again to go on after an interruption.
 
+    The recipe says how long and how fast it learns, as `schedule: {steps: 1000, learning_rate: 1.0e-3}`, and where no
+    --student is given, `student` with its sizes or `budget` with its limit (docs/distil.md).
+
+    For example: edge-export distil TEACHER recipe.yaml --student student --data texts --out run
+
     On several GPUs or machines prune first, then: torchrun --nproc-per-node N -m edge_export.cli distil ... --student
     """
     set_threads(threads)
     plan, config = read_recipe(recipe, DistilRecipe), read_config(teacher)
+    if student is not None and (plan.student or plan.budget) is not None:
+        found = f"{recipe} with a size of its own"
+        raise ConfigError(explain("--student", expected="a recipe without one", found=found, todo="Give one of them."))
     if dry_run:
         smaller, longest = _smaller(config, plan, student), length or plan.episodes.window or config.max_length
         show_estimate(estimate_distillation(smaller, config, plan.schedule, longest, plan.episodes), out)
         return
-    with joined(torch.device(device)) as place:
+    with joined(torch_device(device)) as place:
         lessons = read_lessons(data, teacher, out, config, length=length, settings=plan.episodes)
         if student is not None:
             model = load_sharded(student, place)

@@ -9,12 +9,11 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated, Optional
 
-import msgspec
-import torch
 import typer
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
+from edge_export.arguments import chosen, require_target
 from edge_export.checkpoint import load_body, save_model
 from edge_export.command_options import (
     Data,
@@ -25,6 +24,7 @@ from edge_export.command_options import (
     Test,
     Threads,
     set_threads,
+    torch_device,
     write_report,
 )
 from edge_export.distributed import is_first, joined, sharded, whole_model
@@ -39,6 +39,8 @@ from edge_export.recipes import TrainRecipe, read_recipe
 from edge_export.terminal import console
 from edge_export.training import Trainer
 from edge_export.weights import Progress
+from edge_sdk.bundle import GRAPH, MANIFEST
+from edge_sdk.errors import ConfigError, explain
 
 app = typer.Typer()
 
@@ -58,11 +60,14 @@ def train(
     tensorboard: TensorBoard = False,
     threads: Threads = None,
 ) -> None:
-    """Train a model from scratch; run again after an interruption to go on."""
+    """Train a model from scratch; run again after an interruption to go on.
+
+    For example: edge-export train recipe.yaml --tokenizer DIR --data texts --out run
+    """
     set_threads(threads)
     plan = read_recipe(recipe, TrainRecipe)
     config = described_model(plan.model, data)
-    with joined(torch.device(device)) as place:
+    with joined(torch_device(device)) as place:
         lessons = read_lessons(data, tokenizer, out, config, length=length, settings=plan.episodes)
         model = make_model(config)
         model.reset_parameters(plan.schedule.seed)
@@ -83,7 +88,10 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
     test: Annotated[Path, typer.Option(help="JSONL of {prompt, completion} pairs; of a policy, episodes.")],
 ) -> None:
-    """Exact match of a checkpoint on held-out pairs; of a policy, its actions' errors on held-out episodes."""
+    """Exact match of a checkpoint on held-out pairs; of a policy, its actions' errors on held-out episodes.
+
+    For example: edge-export evaluate CHECKPOINT --test held_out.jsonl
+    """
     print(json.dumps(scores(load_body(checkpoint), test, checkpoint)))
 
 
@@ -92,7 +100,10 @@ def plot(
     logs: Annotated[list[Path], typer.Argument(help="log.csv files of one or several runs.")],
     out: Annotated[Path, typer.Option(help="The PNG to write.")],
 ) -> None:
-    """Draw the losses of several runs into one picture."""
+    """Draw the losses of several runs into one picture.
+
+    For example: edge-export plot run1/log.csv run2/log.csv --out losses.png
+    """
     plot_losses(logs, out)
 
 
@@ -118,7 +129,10 @@ def steps_done(what: str) -> AbstractContextManager[Progress]:
 def onnx(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder in Hugging Face format.")],
     out: Annotated[Path, typer.Option(help="Folder for model.onnx and its weights.")],
-    weights: Annotated[str, typer.Option(help="float32, bfloat16, int8 or int4.")] = "float32",
+    weights: Annotated[
+        Optional[str],
+        typer.Option(help="float32, bfloat16, int8 or int4; float32 if neither this nor --plan is given."),
+    ] = None,
     block_size: Annotated[int, typer.Option(help="Values that share a scale, with int8 and int4.")] = 32,
     head_bits: Annotated[int, typer.Option(help="Of the output head, with int4: 4 or 8.")] = 8,
     cache_dtype: Annotated[
@@ -139,24 +153,32 @@ def onnx(
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Trace a checkpoint to one ONNX graph for prefill and decode."""
+    """Trace a checkpoint to one ONNX graph for prefill and decode.
+
+    For example: edge-export onnx CHECKPOINT --weights int4 --out graph
+    """
     started = time.perf_counter()
     default = Storage() if plan is None else read_plan(plan)
+    if plan is not None and weights is not None:
+        raise ConfigError(explain("--weights", expected="none beside --plan", found=weights, todo="Give one of them."))
     choices = {
-        "weights": weights,
+        "weights": weights or "float32",
         "block_size": block_size,
         "head_bits": head_bits,
         "cache_dtype": cache_dtype or default.cache_dtype,
         "state_dtype": state_dtype or default.state_dtype,
         "speculation": speculation,
     }
-    storage = msgspec.convert(choices, Storage)
+    storage = chosen(choices, Storage)
+    require_target(out, GRAPH, checkpoint, plan)
     if dry_run:
         show_estimate(estimate_export(checkpoint, storage, plan), out)
         return
     with bytes_written("weights") as progress:
         export_graph(checkpoint, out, storage, progress, plan)
-    console.print(f"{out}/model.onnx: {plan or weights}, traced and checked in {time.perf_counter() - started:.1f} s")
+    console.print(
+        f"{out}/{GRAPH}: {plan or storage.label}, traced and checked in {time.perf_counter() - started:.1f} s"
+    )
 
 
 @app.command()
@@ -170,7 +192,11 @@ def bundle(
     ] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Pack a graph, its weights and its tokenizer into a bundle that a robot loads."""
+    """Pack a graph, its weights and its tokenizer into a bundle that a robot loads.
+
+    For example: edge-export bundle CHECKPOINT --graph graph --out bundle
+    """
+    require_target(out, MANIFEST, checkpoint, graph)
     if dry_run:
         show_estimate(estimate_bundle(checkpoint, graph), out)
         return

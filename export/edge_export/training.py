@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import math
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal
 
 import msgspec
+import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -188,24 +190,31 @@ class Trainer(Generic[AnyModel]):
         state = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
         with new_directory(self.folder / "checkpoint") as new:
             save_file(tensors, new / "state.safetensors")
-            (new / "state.json").write_text(json.dumps(state | {"schedule": msgspec.to_builtins(self.schedule)}))
+            (new / "state.json").write_text(json.dumps(state | self._facts()))
             (new / "log.json").write_text(json.dumps(self.rows))
         write_log(self.rows, self.folder)
         if self.tensorboard:
             add_events(self.rows[self._shown :], self.folder / "tensorboard")
             self._shown = len(self.rows)
 
+    def _facts(self) -> dict[str, object]:
+        """What a run that goes on must have in common with the interrupted one; of the data the samples' lengths."""
+        return {
+            "schedule": msgspec.to_builtins(self.schedule),
+            "model": hashlib.sha256(msgspec.json.encode(self.model.config)).hexdigest(),
+            "data": hashlib.sha256(np.asarray(self.batches.lengths, np.int64).tobytes()).hexdigest(),
+        }
+
     def _resume(self) -> None:
         folder = self.folder / "checkpoint"
         if not folder.exists():
             return
         state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-        if state["schedule"] != msgspec.to_builtins(self.schedule):
-            raise CheckpointError(
-                explain(
-                    str(folder), expected="the same schedule", found=state["schedule"], todo="Choose another --out."
+        for name, ours in self._facts().items():
+            if state.get(name, ours) != ours:
+                raise CheckpointError(
+                    explain(str(folder), expected=f"the same {name}", found="another", todo="Choose another --out.")
                 )
-            )
         tensors = load_file(folder / "state.safetensors", device=str(self.device))
         ours = self.model.state_dict()
         self.model.load_state_dict({name: like(tensors[f"model.{name}"], part) for name, part in ours.items()})

@@ -216,3 +216,5 @@ def test_a_checkpoint_of_other_options_is_not_resumed(samples: list[Sample], tmp
     run(tmp_path, SHORT, samples)
     with pytest.raises(CheckpointError, match="schedule"):
         run(tmp_path, msgspec.structs.replace(SHORT, data_weight=0.1), samples)
+    with pytest.raises(CheckpointError, match="the same data"):
+        run(tmp_path, SHORT, samples[:-1])

@@ -24,7 +24,9 @@ from edge_export.pack import Storage, export_graph, make_bundle
 from edge_export.plan import LEAVES, QuantizeRequest, read_plan
 from edge_export.quantize_estimate import estimate_quantize
 from edge_export.torch_model import HybridLM
+from edge_sdk.errors import BundleError
 from edge_sdk.files import partial_directory
+from edge_sdk.text import TextCodec
 from places import TEACHER
 from tiny import BASE, make
 
@@ -239,3 +241,21 @@ def test_the_peak_of_memory_is_about_what_was_said(work: str, large: Path, tmp_p
     )
     print(f"{work}: said {said / 1e9:.2f} GB, used {used / 1e9:.2f} GB")
     assert used / MEMORY_FACTOR < said < used * MEMORY_FACTOR
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_template_among_the_tokenizers_settings_becomes_the_bundles(
+    several: bool, checkpoint: Path, tmp_path: Path
+) -> None:
+    template = (checkpoint / "chat_template.jinja").read_text()
+    (checkpoint / "chat_template.jinja").unlink()
+    export_graph(checkpoint, tmp_path / "graph", Storage())
+    with pytest.raises(BundleError, match=r"expected a chat_template\.jinja, or one in tokenizer_config\.json"):
+        estimate_bundle(checkpoint, tmp_path / "graph")
+    settings = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": template}]
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps({"chat_template": settings if several else template}))
+    estimate = estimate_bundle(checkpoint, tmp_path / "graph")
+    bundle = make_bundle(checkpoint, tmp_path / "graph", tmp_path / "bundle")
+    assert (bundle.path / "chat_template.jinja").read_text() == template
+    assert estimate.write_bytes == written(bundle.path) - written(bundle.path, "manifest.json")
+    assert TextCodec(checkpoint).encode_prompt("walk") == TextCodec(TEACHER).encode_prompt("walk")

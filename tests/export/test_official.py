@@ -17,7 +17,7 @@ from edge_export.inspect import activation_bytes, stored_bytes
 from edge_export.pack import Storage
 from edge_export.trace import graph_proto, save_graph, trace
 from edge_export.weights import PREFIX
-from edge_sdk.model import ModelConfig
+from edge_sdk.model import ModelConfig, MoeSpec
 from edge_sdk.speculation import GraphSpec
 
 FOLDER = Path(__file__).parent / "official"
@@ -36,6 +36,8 @@ class Expected:
     """Of a token's keys and values in float16."""
     traced: bool = False
     """In every run of the tests; the others are marked slow."""
+    published: int | None = None
+    """Parameters in the published files, the drafting head's included, the routers' corrections (float32) not."""
 
 
 MODELS = {
@@ -43,11 +45,11 @@ MODELS = {
     "nemotron-h-8b": Expected("24 4 24 0", 8.10, 8.10, 16 << 10),
     "nemotron-h-47b": Expected("45 5 48 0", 46.79, 46.79, 20 << 10),
     "nemotron-h-56b": Expected("54 10 54 0", 56.32, 56.32, 40 << 10),
-    "nemotron-nano-9b-v2": Expected("27 4 25 0", 8.89, 8.89, 16 << 10),
+    "nemotron-nano-9b-v2": Expected("27 4 25 0", 8.89, 8.89, 16 << 10, published=8_888_227_328),
     "nemotron-nano-12b-v2": Expected("28 6 28 0", 12.31, 12.31, 24 << 10),
-    "nemotron-3-nano-4b": Expected("21 4 17 0", 3.97, 3.97, 16 << 10, traced=True),
-    "nemotron-3-nano-30b-a3b": Expected("23 6 0 23", 31.58, 3.58, 6 << 10),
-    "nemotron-3-super-120b-a12b": Expected("40 8 0 40", 120.67, 12.77, 8 << 10, traced=True),
+    "nemotron-3-nano-4b": Expected("21 4 17 0", 3.97, 3.97, 16 << 10, traced=True, published=3_973_556_832),
+    "nemotron-3-nano-30b-a3b": Expected("23 6 0 23", 31.58, 3.58, 6 << 10, published=31_577_937_344),
+    "nemotron-3-super-120b-a12b": Expected("40 8 0 40", 120.67, 12.77, 8 << 10, traced=True, published=123_611_012_096),
     "nemotron-labs-3-puzzle-75b-a9b": Expected("40 8 0 40", 75.35, 9.34, 8 << 10),
 }
 
@@ -64,6 +66,14 @@ def test_sizes_are_the_published_ones(name: str) -> None:
     assert body.parameters() / 1e9 == pytest.approx(expected.billions, abs=0.005)
     assert body.active_parameters() / 1e9 == pytest.approx(expected.active_billions, abs=0.005)
     assert config.state_bytes(batch=1, capacity=1) - config.state_bytes(batch=1, capacity=0) == expected.kv_bytes
+
+
+@pytest.mark.parametrize("name", [name for name, expected in MODELS.items() if expected.published])
+def test_parameters_are_those_of_the_published_files(name: str) -> None:
+    config = read_config(FOLDER / f"{name}.json")
+    specs = (*config.layers, *(config.mtp.layers if config.mtp else ()))
+    corrections = sum(spec.experts for spec in specs if isinstance(spec, MoeSpec))
+    assert config.parameters() - corrections == MODELS[name].published
 
 
 def expected_operators(config: ModelConfig) -> dict[str, int]:

@@ -156,6 +156,29 @@ def test_mixed_layers_and_the_older_config_file_are_read(checkpoint: Path) -> No
         Checkpoint(checkpoint)
 
 
+def test_fp8_and_nvfp4_in_one_checkpoint_are_read(tmp_path: Path) -> None:
+    """As in Nemotron 3's NVFP4 releases: experts in NVFP4, Mamba-2's projections in FP8, the rest as it was."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(CHECKPOINTS / "modelopt-nvfp4", folder)
+    tensors, fp8 = (load_file(CHECKPOINTS / kind / "model.safetensors") for kind in ("modelopt-nvfp4", "modelopt-fp8"))
+    projections = ("mixer.in_proj.", "mixer.out_proj.")
+    kept = {name: tensor for name, tensor in tensors.items() if not any(part in name for part in projections)}
+    mixed = kept | {name: tensor for name, tensor in fp8.items() if any(part in name for part in projections)}
+    save_file(mixed, folder / "model.safetensors")
+    algorithms = {
+        name.removesuffix(".weight"): {"quant_algo": "FP8" if mixed[name].dtype == torch.float8_e4m3fn else "NVFP4"}
+        for name in mixed
+        if name.endswith(".weight") and mixed[name].dtype in (torch.float8_e4m3fn, torch.uint8)
+    }
+    assert {settings["quant_algo"] for settings in algorithms.values()} == {"FP8", "NVFP4"}
+    edit_config(folder, quant_algo="MIXED_PRECISION", quantized_layers=algorithms)
+    files = Checkpoint(folder).files
+    assert {files.kind(name) for name in files} == {"plain", "fp8", "nvfp4"}
+    for name in files:
+        (found,) = files.read([name])
+        torch.testing.assert_close(found.float(), decoded(mixed, name), rtol=1e-6, atol=0)
+
+
 def test_scales_of_the_cache_are_no_weights(checkpoint: Path) -> None:
     tensors = load_file(checkpoint / "model.safetensors")
     tensors["backbone.layers.2.mixer.k_proj.k_scale"] = torch.ones(())

@@ -101,7 +101,7 @@ def test_the_instruction_of_a_recording_is_that_of_its_episodes(tmp_path: Path) 
 
 def test_ticks_without_observations_are_refused(tmp_path: Path) -> None:
     record(tmp_path / "run.mcap", 30, replan_ticks=4)
-    assert read_recording(tmp_path / "run.mcap") == []
+    assert read_recording(tmp_path / "run.mcap")[1] == []
     with pytest.raises(ConfigError, match="replan_ticks=1"):
         open_episodes(tmp_path)
 

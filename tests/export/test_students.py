@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from edge_sdk.model import AttentionSpec, Mamba2Spec, MlpSpec, ModelConfig, Rope
 from edge_sdk.text import TextCodec
 from edge_sdk.traffic import step_weight_bytes
 from llm_checkpoints import SIZES
-from places import TEACHER
+from places import ROOT, TEACHER
 from tiny import make
 
 CODEC = TextCodec(TEACHER)
@@ -100,6 +101,13 @@ def test_stored_samples_are_those_that_were_read(suffix: str, tmp_path: Path) ->
     stored(8)
     assert (tmp_path / "stored" / "tokens").stat().st_mtime_ns == written
     assert len(stored(2)) != len(found)
+
+
+def test_the_template_for_base_models_in_the_docs_passes_text_on(tmp_path: Path) -> None:
+    (template,) = re.findall(r"```jinja\n(.*?)\n```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    (tmp_path / "tokenizer.json").write_bytes((TEACHER / "tokenizer.json").read_bytes())
+    assert TextCodec(tmp_path).encode_prompt("walk left") == CODEC.encode("walk left")
 
 
 def test_a_folder_is_read_file_by_file(tmp_path: Path) -> None:

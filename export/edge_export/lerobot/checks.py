@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
+from edge_export.extras import imported
 from edge_sdk.errors import ConfigError, explain
 
 
@@ -39,22 +40,9 @@ def refused(path: Path, expected: str, *errors: type[Exception]) -> Iterator[Non
 
 def import_pyarrow() -> ModuleType:
     """The package that reads and writes parquet. Raises ConfigError where it is missing."""
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        _missing("pyarrow")
-    return pyarrow
+    return imported("pyarrow.parquet", extra="episodes", needed_by="Episodes")
 
 
 def import_av() -> ModuleType:
     """The package that reads and writes videos. Raises ConfigError where it is missing."""
-    try:
-        import av
-    except ImportError:
-        _missing("av")
-    return av
-
-
-def _missing(package: str) -> NoReturn:
-    todo = "pip install 'edge-sdk[episodes]'"
-    raise ConfigError(explain("Episodes", expected=f"the package {package}", found="none", todo=todo))
+    return imported("av", extra="episodes", needed_by="Episodes")
