@@ -23,7 +23,7 @@ import pytest
 from edge_sdk import Bundle
 from edge_sdk.bundle import MANIFEST
 from edge_sdk.cli import main
-from edge_sdk.deploy.run import health_url
+from edge_sdk.deploy.run import address, listen
 from edge_sdk.deploy.send import settled
 from edge_sdk.deploy.service import UNIT, install_service, unit
 from edge_sdk.deploy.store import Store
@@ -183,17 +183,23 @@ def test_a_machine_without_systemd_says_so(store: Store, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "http://127.0.0.1:8000/health"),
-        (["--host", "0.0.0.0", "--port=9000", "--name", "x"], "http://127.0.0.1:9000/health"),
-        (["--host", "::"], "http://[::1]:8000/health"),
-        (["--host", "10.0.0.5"], "http://10.0.0.5:8000/health"),
+        ([], ("127.0.0.1", 8000)),
+        (["--host", "0.0.0.0", "--port=9000", "--name", "x"], ("0.0.0.0", 9000)),
+        (["--host", "::"], ("::", 8000)),
     ],
 )
-def test_where_the_server_says_how_it_is(arguments: list[str], expected: str) -> None:
-    assert health_url(arguments) == expected
+def test_where_the_service_listens(arguments: list[str], expected: tuple[str, int]) -> None:
+    assert address(arguments) == expected
 
 
 @pytest.mark.parametrize("arguments", [["--port", "0"], ["--port", "x"]])
 def test_a_port_that_is_not_known_is_refused(arguments: list[str]) -> None:
     with pytest.raises(ConfigError, match="server's"):
-        health_url(arguments)
+        address(arguments)
+
+
+def test_a_port_that_is_taken_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: expected a free port, found Address already in use"):
+            listen(["--port", str(port)])
