@@ -3,9 +3,9 @@
     python benchmarks/acceptance.py BUNDLE
 
 Prints the error, which passes up to 0.1 (docs/deploy.md), of: the products' matrices rounded to float16, bfloat16, int8
-and int4; the matrices and what each node of the graph makes rounded to float16 and to bfloat16, as an engine of that
-precision rounds them that accumulates in float32, within our operators too; and of each large weight tensor in its
-turn, the signs of its second half of values turned.
+and int4; the matrices, and what products and our operators read and make, rounded to float16 and to bfloat16, as engines of
+that precision do it (docs/tensorrt.md) that accumulate in float32; and of each large weight tensor in its turn, the signs
+of its second half of values turned.
 """
 
 from __future__ import annotations
@@ -96,24 +96,23 @@ def change_weights(bundle: Bundle, change: Change, only: str = "") -> None:
 
 
 def round_values(path: Path, kind: int) -> None:
-    """Rounds what every node of a graph makes to a type of TensorProto."""
+    """Rounds what products and our operators read and make to a type of TensorProto; states stay as they are."""
     model = onnx.load(str(path), load_external_data=False)
-    inferred = onnx.shape_inference.infer_shapes(model)
-    floats = {
-        value.name
-        for value in (*inferred.graph.value_info, *inferred.graph.output)
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT
-    }
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    floats = {one.name for one in inferred.value_info if one.type.tensor_type.elem_type == TensorProto.FLOAT}
+    computed = [node for node in model.graph.node if node.op_type in PRODUCTS or node.domain == "edge"]
+    rounded = floats & {name for node in computed for name in (*node.input, *node.output)}
     nodes = []
     for node in model.graph.node:
-        named = [name for name in node.output if name in floats]
+        named = [name for name in node.output if name in rounded]
         for index, name in enumerate(node.output):
-            if name in floats:
+            if name in rounded:
                 node.output[index] = f"{name}.full"
         nodes.append(node)
         for name in named:
             nodes.append(helper.make_node("Cast", [f"{name}.full"], [f"{name}.half"], to=kind))
             nodes.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
+    assert rounded
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     onnx.save(model, str(path))

@@ -15,10 +15,10 @@ import pytest
 from edge_sdk.deploy.store import Store
 from links import free_port
 from small_bundles import install, runs, small_bundle
-from test_service import answers, service, until, versioned
+from test_service import service, until, versioned
 
 QUESTION = {"model": "edge", "messages": [{"role": "user", "content": "walk around left thrice"}], "temperature": 0}
-TIMEOUT_S = 60
+TIMEOUT_S = 300
 
 
 @pytest.fixture
@@ -100,27 +100,6 @@ def test_the_next_server_takes_over_without_a_gap(store: Store, scan_bundle: Pat
         assert len(set(asking.answers)) == 1
         assert process.poll() is None
     assert runs(store) == "2"
-
-
-def test_a_request_that_is_under_way_is_answered_by_the_server_that_has_it(
-    store: Store, scan_bundle: Path, tmp_path: Path
-) -> None:
-    """Its second half comes when the next server answers already."""
-    port, second, body = free_port(), versioned(scan_bundle, tmp_path / "two", "2"), json.dumps(QUESTION).encode()
-    with service(store, port) as process:
-        until(lambda: answers(port))
-        (first,) = children(process.pid)
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
-        connection.putrequest("POST", "/v1/chat/completions")
-        connection.putheader("content-type", "application/json")
-        connection.putheader("content-length", str(len(body)))
-        connection.endheaders(body[:20])
-        install(store, second)
-        until(lambda: store.read().slots["b"].healthy)
-        assert first in children(process.pid)
-        connection.send(body[20:])
-        assert content(connection.getresponse().read()).startswith("I_TURN_LEFT")
-        until(lambda: first not in children(process.pid))
 
 
 def test_a_bundle_that_crashes_beside_the_one_that_answers_is_given_up(store: Store, tmp_path: Path) -> None:

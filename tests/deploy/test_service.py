@@ -41,7 +41,7 @@ def versioned(bundle: Path, folder: Path, version: str) -> Bundle:
     return Bundle.open(folder)
 
 
-def until(what: Callable[[], bool], timeout_s: float = 60) -> None:
+def until(what: Callable[[], bool], timeout_s: float = 300) -> None:
     """Waits for something to become true."""
     end = time.monotonic() + timeout_s
     while not what():
@@ -83,7 +83,7 @@ def test_a_bundle_that_does_not_start_is_given_up_for_the_one_before(store: Stor
     install(store, small_bundle(tmp_path / "broken", "2"))
     for start in (1, 2):
         with service(store, port) as process:
-            assert process.wait(60) == 1
+            assert process.wait(300) == 1
         assert store.read().slots["b"].starts == start
     with service(store, port):
         until(lambda: answers(port))
@@ -96,7 +96,7 @@ def test_after_a_switch_the_service_goes_over_by_itself(store: Store, scan_bundl
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(address)
-        listening.settimeout(60)
+        listening.settimeout(300)
         with service(store, port, NOTIFY_SOCKET=address) as process:
             assert listening.recv(100) == b"READY=1\nWATCHDOG=1"
             client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
