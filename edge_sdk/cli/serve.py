@@ -36,7 +36,11 @@ def add_commands(commands: Commands) -> None:
     serve.add_argument("--max-body", type=int, default=4 << 20, metavar="BYTES", help="longest request (default 4 MiB)")
     serve.add_argument("--figures", type=Path, metavar="FOLDER", help="say there each second how fast it answers")
     serve.add_argument(
-        "--finish-s", type=int, default=FINISH_S, metavar="S", help=f"what answers are given to end (default {FINISH_S})"
+        "--finish-s",
+        type=int,
+        default=FINISH_S,
+        metavar="S",
+        help=f"what answers are given to end (default {FINISH_S})",
     )
     serve.set_defaults(command=_serve)
 

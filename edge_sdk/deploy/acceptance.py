@@ -77,7 +77,10 @@ def check(bundle: Bundle, *, device: str = "auto", step_budget_ms: float | None 
     answers = vectors.answers(bundle, device, None)
     measured = Measured(vectors.error(answers.values), answers.step_ms)
     if not measured.error <= tolerance:
-        expected, found = f"{vectors.what} within {tolerance:g} of the exported ones", f"an error of {measured.error:.3g}"
+        expected, found = (
+            f"{vectors.what} within {tolerance:g} of the exported ones",
+            f"an error of {measured.error:.3g}",
+        )
         todo = (
             "Its weights were altered after its vectors were made, or this board's engine is wrong: compare elsewhere."
         )

@@ -41,7 +41,13 @@ class ServerProcess:
             own.bind(("127.0.0.1", 0))  # the server listens: until then a question is refused and not kept waiting
             self._port = own.getsockname()[1]
             shared = (listening.fileno(), own.fileno())
-            command += ["--figures", str(figures), "--finish-s", str(FINISH_S), *(f"--fd={descriptor}" for descriptor in shared)]
+            command += [
+                "--figures",
+                str(figures),
+                "--finish-s",
+                str(FINISH_S),
+                *(f"--fd={descriptor}" for descriptor in shared),
+            ]
             self._process = subprocess.Popen(command, pass_fds=shared)
 
     @property

@@ -100,7 +100,9 @@ class LogitVectors:
         pictures = None if model.vision is None else arrays["pictures"]
         prompts, length = ids.shape
         right = ids.dtype == np.int64 and bool((ids >= 0).all() and (ids < model.vocab_size).all())
-        right &= expected.ndim == 3 and expected.shape[::2] == (prompts, model.vocab_size) and expected.dtype.kind == "f"
+        right &= (
+            expected.ndim == 3 and expected.shape[::2] == (prompts, model.vocab_size) and expected.dtype.kind == "f"
+        )
         right &= prompts > 0 and 1 < expected.shape[1] <= length
         if pictures is not None:
             right &= pictures.dtype == np.uint8 and pictures.shape[::3] == (prompts, 3) and pictures.ndim == 4
@@ -133,9 +135,7 @@ class LogitVectors:
         return logits_error(found, self.expected)
 
 
-def _logits(
-    engine: Engine, prompt: np.ndarray, image: np.ndarray | None, steps: int
-) -> tuple[np.ndarray, list[float]]:
+def _logits(engine: Engine, prompt: np.ndarray, image: np.ndarray | None, steps: int) -> tuple[np.ndarray, list[float]]:
     """Logits (steps, vocab) of a prompt's (length) last positions, and the seconds of each single step.
 
     ``image``: its features (tokens, hidden), read before the prompt by a model that sees.

@@ -28,7 +28,9 @@ def python_for_all() -> str:
     for program in (sys.executable, SAME_VERSION):
         command = [program, "-c", "import edge_sdk.deploy.agent"]
         with suppress(OSError):
-            tried = subprocess.run(command, user="nobody", env={"PYTHONPATH": PATHS}, cwd="/", stderr=subprocess.DEVNULL, check=False)
+            tried = subprocess.run(
+                command, user="nobody", env={"PYTHONPATH": PATHS}, cwd="/", stderr=subprocess.DEVNULL, check=False
+            )
             if tried.returncode == 0:
                 return program
     return ""

@@ -96,11 +96,24 @@ def as_shown(found: list[str], shown: list[str]) -> bool:
 def test_every_command_prints_what_the_page_says(folder: Path) -> None:
     port = str(free_port())
     programs = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"HOME": str(folder / "home"), "PATH": programs, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "HOME": str(folder / "home"),
+        "PATH": programs,
+        "COLUMNS": "200",
+        "OMP_NUM_THREADS": "1",
+    }
     for command, shown in commands():
-        changed = command.replace(":8000", f":{port}").replace("--install", f"--install --serve '--port {port} --threads 1'")
+        changed = command.replace(":8000", f":{port}").replace(
+            "--install", f"--install --serve '--port {port} --threads 1'"
+        )
         done = subprocess.run(
-            ["bash", "-c", changed], cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
+            ["bash", "-c", changed],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
         )
         found = [line for line in done.stdout.splitlines() if line.strip()]
         refused = any("refused" in line for line in shown)

@@ -69,7 +69,9 @@ class Asking:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=TIMEOUT_S)
 
         def ask() -> str:
-            connection.request("POST", "/v1/chat/completions", json.dumps(QUESTION), {"content-type": "application/json"})
+            connection.request(
+                "POST", "/v1/chat/completions", json.dumps(QUESTION), {"content-type": "application/json"}
+            )
             return content(connection.getresponse().read())  # it opens another when the server said that it closes
 
         return ask

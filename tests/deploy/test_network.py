@@ -80,7 +80,9 @@ def sent(server: Server, folder: Path, report: Callable[[str, int, int], None], 
 
 def test_a_narrow_link_that_loses_packets_carries_a_bundle(server: Server, tmp_path: Path) -> None:
     assert runs(sent(server, tmp_path, lambda doing, received, total: None)) == "2"
-    counted = subprocess.run(["tc", "-s", "qdisc", "show", "dev", f"{NAME}a"], capture_output=True, text=True, check=True)
+    counted = subprocess.run(
+        ["tc", "-s", "qdisc", "show", "dev", f"{NAME}a"], capture_output=True, text=True, check=True
+    )
     dropped = int(counted.stdout.split("dropped ")[1].split(",")[0])
     assert dropped > 0
 

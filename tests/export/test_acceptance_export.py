@@ -187,7 +187,9 @@ def test_actions_are_compared_as_they_are_normalised(tmp_path: Path) -> None:
     """A dimension in millimetres must not hide one in metres."""
     dims = schema().action.dims
     wide = Normalization(mode="MEAN_STD", stats={"mean": (0.0, 0.0), "std": (1.0, 1000.0)})
-    action = type(schema().action)(dims=(dims[0], type(dims[0])(name="lift", unit="mm")), rate_hz=50, normalization=wide)
+    action = type(schema().action)(
+        dims=(dims[0], type(dims[0])(name="lift", unit="mm")), rate_hz=50, normalization=wide
+    )
     described = PolicyConfig(observations=(VECTOR,), action=action, chunk_length=4, budget_ms=50)
     bundle = policy_bundle_of(make_policy(described, layers=[MAMBA]), tmp_path)
     add_acceptance(bundle.path)
