@@ -3,9 +3,9 @@
     python benchmarks/acceptance.py BUNDLE
 
 Prints the error, which passes up to 0.1 (docs/deploy.md), of: the products' matrices rounded to float16, bfloat16, int8
-and int4; the matrices, and what products and our operators read and make, rounded to float16 and to bfloat16, as engines of
-that precision do it (docs/tensorrt.md) that accumulate in float32; and of each large weight tensor in its turn, the signs
-of its second half of values turned.
+and int4; the matrices, and what products and our operators read and make, rounded to float16 and to bfloat16, as engines
+of that precision do it (docs/tensorrt.md) that accumulate in float32; and of each large weight tensor in its turn, the
+signs of its second half of values turned.
 """
 
 from __future__ import annotations
