@@ -165,11 +165,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="edge_sdk.deploy.run", description=__doc__)
     parser.add_argument("store", type=Path, help="the store's folder")
     parser.add_argument("--settings", type=Path, metavar="FOLDER", help="where board.json and trusted_keys are")
-    parser.add_argument("serve", nargs="*", help="further arguments of `edge-sdk serve`, after --")
-    options = parser.parse_args(arguments)
+    parser.epilog = "further arguments of `edge-sdk serve` come after --"
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    end = given.index("--") if "--" in given else len(given)
+    options = parser.parse_args(given[:end])
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     try:
-        service = Service(Store(options.store.expanduser(), options.settings), options.serve)
+        service = Service(Store(options.store.expanduser(), options.settings), given[end + 1 :])
         signal.signal(signal.SIGTERM, lambda *_: service.stopping.set())
         signal.signal(signal.SIGINT, lambda *_: service.stopping.set())
         return service.run()

@@ -52,7 +52,8 @@ def until(what: Callable[[], bool], timeout_s: float = 300) -> None:
 @contextmanager
 def service(store: Store, port: int, *more: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """What the systemd unit starts."""
-    command = [sys.executable, "-m", "edge_sdk.deploy.run", str(store.folder), "--", "--port", str(port)]
+    command = [sys.executable, "-m", "edge_sdk.deploy.run", str(store.folder), "--settings", str(store.settings_folder)]
+    command += ["--", "--port", str(port)]
     process = subprocess.Popen([*command, "--threads", "1", *more], env=os.environ | environment)
     try:
         yield process
