@@ -17,12 +17,14 @@ from edge_sdk.control.clock import MonotonicClock, SimulatedClock
 from edge_sdk.control.gym_robot import GymRobot
 from edge_sdk.control.loop import ControlLoop
 from edge_sdk.control.model_policy import ModelPolicy
+from edge_sdk.control.observers import Counter, Observer
 from edge_sdk.control.recording import Recorder
 from edge_sdk.control.recording_reader import Recording
 from edge_sdk.control.replay import replay
 from edge_sdk.control.report import Report
 from edge_sdk.control.settings import LoopSettings
 from edge_sdk.errors import ConfigError, explain
+from edge_sdk.figures import loop_figures
 
 
 def add_commands(commands: Commands) -> None:
@@ -41,6 +43,7 @@ def add_commands(commands: Commands) -> None:
     )
     control.add_argument("--simulated", action="store_true", help="as fast as it computes, on a simulated clock")
     control.add_argument("--record", type=Path, metavar="FILE", help="write a new MCAP recording")
+    control.add_argument("--figures", type=Path, metavar="FOLDER", help="say there each second what came too late")
     control.add_argument("--render", action="store_true", help="show the environment")
     control.add_argument("--json", action="store_true", help="print the reports as JSON")
     control.set_defaults(command=_control)
@@ -59,7 +62,13 @@ def _control(arguments: argparse.Namespace) -> int:
     with ExitStack() as ending:
         env = _environment(arguments)
         ending.callback(env.close)
-        observers = [] if arguments.record is None else [ending.enter_context(_recorder(arguments, policy))]
+        observers: list[Observer] = []
+        if arguments.record is not None:
+            observers.append(ending.enter_context(_recorder(arguments, policy)))
+        if arguments.figures is not None:
+            counter = Counter(policy.config.budget_ms)
+            observers.append(counter)
+            ending.enter_context(loop_figures(arguments.figures, "control", counter.figures))
         episodes = list(_episodes(arguments, policy, env, observers))
     if arguments.json:
         print(json.dumps([report.as_dict() | {"reward": reward} for report, reward in episodes], indent=2))
@@ -93,7 +102,7 @@ def _recorder(arguments: argparse.Namespace, policy: ModelPolicy) -> Recorder:
 
 
 def _episodes(
-    arguments: argparse.Namespace, policy: ModelPolicy, env: Any, observers: list[Recorder]
+    arguments: argparse.Namespace, policy: ModelPolicy, env: Any, observers: list[Observer]
 ) -> Iterator[tuple[Report, float]]:
     """Each episode's report and total reward."""
     clock = SimulatedClock() if arguments.simulated else MonotonicClock()

@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import logging
+import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_sdk.cli.arguments import Commands, add_engine, load, read_text
 from edge_sdk.errors import ConfigError, explain
 
+if TYPE_CHECKING:
+    import uvicorn
+
 LOOPBACK = "127.0.0.1"
-SHUTDOWN_S = 5
-"""What answers are given to end when the server is told to stop."""
+FINISH_S = 5
 
 log = logging.getLogger("edge_sdk.server")
 
@@ -23,12 +27,21 @@ def add_commands(commands: Commands) -> None:
     add_engine(serve)
     serve.add_argument("--host", default=LOOPBACK, help=f"address to listen at (default {LOOPBACK}, this machine only)")
     serve.add_argument("--port", type=int, default=8000, help="port to listen at, 0 for any free one (default 8000)")
+    serve.add_argument("--fd", type=int, action="append", help=argparse.SUPPRESS)  # sockets that listen already
     serve.add_argument("--name", help="what clients call the model (default: the bundle folder's name)")
     serve.add_argument("--token-file", type=Path, metavar="FILE", help="holds the bearer token that clients must show")
     serve.add_argument("--at-once", type=int, default=4, metavar="N", help="requests answered side by side (default 4)")
     serve.add_argument("--waiting", type=int, default=16, metavar="N", help="requests that may wait (default 16)")
     serve.add_argument("--max-tokens", type=int, default=4096, metavar="N", help="longest answer (default 4096)")
     serve.add_argument("--max-body", type=int, default=4 << 20, metavar="BYTES", help="longest request (default 4 MiB)")
+    serve.add_argument("--figures", type=Path, metavar="FOLDER", help="say there each second how fast it answers")
+    serve.add_argument(
+        "--finish-s",
+        type=int,
+        default=FINISH_S,
+        metavar="S",
+        help=f"what answers are given to end (default {FINISH_S})",
+    )
     serve.set_defaults(command=_serve)
 
 
@@ -37,6 +50,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         import uvicorn
 
         from edge_sdk.server.app import Settings, create_app
+        from edge_sdk.server.handover import HandoverServer, LastCall
         from edge_sdk.server.translate import Limits
     except ImportError as error:
         raise ConfigError(
@@ -53,21 +67,27 @@ def _serve(arguments: argparse.Namespace) -> int:
         at_once=arguments.at_once,
         waiting=arguments.waiting,
         limits=Limits(new_tokens=arguments.max_tokens, body_bytes=arguments.max_body),
+        figures=arguments.figures,
     )
-    app = create_app(load(arguments, slots=max(1, arguments.at_once)), settings)
+    app = LastCall(create_app(load(arguments, slots=max(1, arguments.at_once)), settings))
     config = uvicorn.Config(
         app,
         host=arguments.host,
         port=arguments.port,
         log_config=None,
         access_log=False,  # requests are logged with what they cost
-        timeout_graceful_shutdown=SHUTDOWN_S,
+        timeout_graceful_shutdown=arguments.finish_s,
     )
-    listening = config.bind_socket()
-    host, port = listening.getsockname()[:2]
+    listening = _listening(config, arguments.fd)
+    host, port = listening[0].getsockname()[:2]
     print(f"serving {settings.name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1", flush=True)
-    uvicorn.Server(config).run(sockets=[listening])
+    HandoverServer(config, app).run(sockets=listening)
     return 0
+
+
+def _listening(config: uvicorn.Config, descriptors: list[int] | None) -> list[socket.socket]:
+    """Those that were handed over, or one of its own."""
+    return [config.bind_socket()] if descriptors is None else [socket.socket(fileno=one) for one in descriptors]
 
 
 def _is_loopback(host: str) -> bool:

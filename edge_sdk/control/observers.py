@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from edge_sdk.control.robot import FloatArray
+from edge_sdk.figures import LoopFigures
 
 Timing = Literal["on_time", "late", "missed"]
 Stage = Literal["policy", "hold", "decay", "stop", "estop"]
@@ -71,6 +72,36 @@ class Observer(Protocol):
     def inference(self, record: InferenceRecord) -> None:
         """Called in the inference thread; the arrays are the record's own and do not change."""
         ...
+
+
+class Counter:
+    """An observer that counts what came too late, for :mod:`edge_sdk.figures`, over all runs of a loop."""
+
+    def __init__(self, budget_ms: float) -> None:
+        """``budget_ms``: what an inference may take."""
+        self._budget_ns = round(budget_ms * 1e6)
+        self._ticks = self._missed = self._late = self._inferences = self._over_budget = 0
+
+    def tick(self, record: TickRecord) -> None:
+        """One that was begun, and those before it that were not."""
+        self._ticks += 1 + record.skipped
+        self._missed += (record.timing == "missed") + record.skipped
+        self._late += record.timing == "late"
+
+    def inference(self, record: InferenceRecord) -> None:
+        """One that made a chunk."""
+        self._inferences += 1
+        self._over_budget += record.done_ns - record.started_ns > self._budget_ns
+
+    def figures(self) -> LoopFigures:
+        """So far; from any thread."""
+        return LoopFigures(
+            ticks=self._ticks,
+            missed=self._missed,
+            late=self._late,
+            inferences=self._inferences,
+            over_budget=self._over_budget,
+        )
 
 
 class QueuedObserver:

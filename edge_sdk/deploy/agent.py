@@ -38,6 +38,7 @@ from edge_sdk.deploy.protocol import (
 from edge_sdk.deploy.service import install_service
 from edge_sdk.deploy.store import Store
 from edge_sdk.errors import BusyError, EdgeError
+from edge_sdk.figures import read_figures
 from edge_sdk.machine import read_machine
 from edge_sdk.telemetry import read_temperatures
 
@@ -101,6 +102,7 @@ def status_of(store: Store) -> Status:
         record=store.read(),
         free_bytes=shutil.disk_usage(store.folder).free,
         temperature_celsius=max(temperatures.values(), default=None),
+        figures=tuple(read_figures(store.figures)),
     )
 
 

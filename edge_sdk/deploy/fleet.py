@@ -80,7 +80,8 @@ def describe(outcome: Installed | EdgeError) -> str:
 
 def table(states: Mapping[str, Status | EdgeError]) -> Table:
     """How boards are: a row each."""
-    made = Table("board", "machine", "active", "other slot", "tokens/s", "°C", "free", "edge-sdk", box=None)
+    columns = ("board", "machine", "active", "other slot", "tokens/s", "missed ticks", "°C", "free", "edge-sdk")
+    made = Table(*columns, box=None)
     for name, status in states.items():
         if isinstance(status, EdgeError):
             made.add_row(name, str(status))
@@ -91,12 +92,23 @@ def table(states: Mapping[str, Status | EdgeError]) -> Table:
             status.board,
             _slot(record.active, record.running),
             _slot(record.spare, record.slots.get(record.spare)),
-            "" if record.running is None or not record.running.step_ms else f"{1e3 / record.running.step_ms:.1f}",
+            _speed(status),
+            ", ".join(
+                f"{one.name}: {one.loop.missed} of {one.loop.ticks}" for one in status.figures if one.loop is not None
+            ),
             "" if status.temperature_celsius is None else f"{status.temperature_celsius:.0f}",
             f"{status.free_bytes / 1e9:.1f} GB",
             status.version,
         )
     return made
+
+
+def _speed(status: Status) -> str:
+    """As served where answers were given, and by the acceptance check."""
+    served = [f"{one.tokens_per_second:.1f}" for one in status.figures if one.tokens_per_second is not None]
+    running = status.record.running
+    checked = [] if running is None or not running.step_ms else [f"{1e3 / running.step_ms:.1f} (check)"]
+    return ", ".join(served + checked)
 
 
 def _slot(name: str | None, slot: Slot | None) -> str:

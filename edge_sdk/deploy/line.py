@@ -171,4 +171,5 @@ def _asyncssh() -> Any:
     except ImportError as error:
         todo = "pip install 'edge-sdk[deploy]'"
         raise DeployError(explain("SSH", expected="asyncssh", found=error, todo=todo)) from None
+    asyncssh.set_log_level("WARNING")  # it tells each connection and channel at INFO
     return asyncssh

@@ -14,8 +14,9 @@ import msgspec
 from edge_sdk.deploy.chunks import Offer
 from edge_sdk.deploy.record import Record, Slot, SlotName
 from edge_sdk.errors import DeployError, explain
+from edge_sdk.figures import Figures
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 MAX_FRAME_BYTES = 64 << 20
 """The list of a bundle's chunks takes 35 bytes for each."""
 HEADER = struct.Struct(">I")
@@ -111,6 +112,8 @@ class Status(_Message, frozen=True):
     free_bytes: int
     temperature_celsius: Optional[float]
     """The hottest zone's."""
+    figures: tuple[Figures, ...]
+    """Of the control loops and servers that run."""
 
 
 class Refused(_Message, frozen=True):

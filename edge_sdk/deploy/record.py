@@ -79,6 +79,10 @@ class BoardSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     prepare_timeout_s: float = 3600.0
     max_starts: int = 3
     """Starts without a healthy service after which the board rolls back."""
+    two_at_once: bool = True
+    """Whether the memory holds two servers: after a switch, the one before answers until the other has loaded."""
+    figures: Optional[str] = None
+    """The folder where control loops and servers say how they are doing, if not ``figures`` in the store."""
     healthy_after_s: float = 30.0
     """How long the service must answer before it counts as healthy."""
 

@@ -1,8 +1,8 @@
 """Runs a store's active slot: ``python -m edge_sdk.deploy.run STORE -- ARGUMENTS`` is what the systemd unit starts.
 
 Starts `edge-sdk serve` with the active bundle, counts the start, asks the server how it is, tells systemd, and notes
-the bundle as healthy. When another slot becomes active, the server ends its answers and one with the other bundle is
-started.
+the bundle as healthy. When another slot becomes active, a server with its bundle is started on the same socket, and
+when that answers, the one before ends its answers and goes.
 """
 
 from __future__ import annotations
@@ -12,30 +12,27 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
 
 from edge_sdk.deploy.record import Slot
+from edge_sdk.deploy.server_process import ServerProcess
 from edge_sdk.deploy.store import Store
 from edge_sdk.errors import ConfigError, EdgeError, explain
 
 POLL_S = 1.0
-HEALTH_TIMEOUT_S = 5.0
-STOP_S = 15.0
-"""What the server is given to end; it gives its answers 5 s of it."""
-NAME = "edge"
-"""What clients call the model, unless ``--name`` says otherwise: the same for every bundle."""
+LOAD_S = 900.0
+"""What a server that is to take over is given until it answers, as the unit's TimeoutStartSec is for the first one."""
+BACKLOG = 2048
+"""Connections that wait where no server takes them at the moment."""
 
 log = logging.getLogger("edge_sdk.deploy")
 
 
-def health_url(arguments: Sequence[str]) -> str:
-    """Where a server with these arguments says how it is. Raises ConfigError where that cannot be known."""
+def address(arguments: Sequence[str]) -> tuple[str, int]:
+    """Where a server with these arguments listens. Raises ConfigError where that cannot be known."""
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
@@ -45,65 +42,114 @@ def health_url(arguments: Sequence[str]) -> str:
         raise ConfigError(explain("The server's arguments", expected="a port", found=error, todo="Give one.")) from None
     if known.port == 0:
         raise ConfigError(explain("The server's port", expected="one that is known", found=0, todo="Give one."))
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(known.host, known.host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{known.port}/health"
+    return known.host, known.port
+
+
+def listen(arguments: Sequence[str]) -> socket.socket:
+    """The socket that all servers share. Raises ConfigError."""
+    host, port = address(arguments)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=host == "::")
+    except OSError as error:
+        found = error.strerror or error
+        todo = "What else listens there? `ss -ltnp` says it."
+        raise ConfigError(explain(f"{host}:{port}", expected="a free port", found=found, todo=todo)) from None
 
 
 class Service:
     """A server for each slot that becomes active."""
 
     def __init__(self, store: Store, arguments: Sequence[str]) -> None:
-        self._store, self._arguments, self._url = store, list(arguments), health_url(arguments)
+        self._store, self._arguments, self._listening = store, list(arguments), listen(arguments)
+        self._server: ServerProcess | None = None
+        self._coming: ServerProcess | None = None
+        """Is to take the server's place, and loads."""
+        self._leaving: ServerProcess | None = None
+        """Gives its last answers."""
         self.stopping = Event()
-        """Ends the server and :meth:`run`."""
+        """Ends the servers and :meth:`run`."""
 
     def run(self) -> int:
-        """Serves until it is told to stop, or until a server ends by itself; returns the exit status."""
-        while not self.stopping.is_set():
-            slot = self._store.begin_start()
-            log.info("version %s, start %d on trial", slot.version, slot.starts)
-            server = self._start(slot)
-            try:
-                if self._watch(server, slot):
-                    log.error("the server ended by itself: exit status %d", server.returncode)
-                    return 1
-            finally:
-                _stop(server)
-        return 0
-
-    def _start(self, slot: Slot) -> subprocess.Popen[bytes]:
-        named = [] if "--name" in self._arguments else ["--name", NAME]
-        command = [sys.executable, "-m", "edge_sdk.cli", "serve", str(self._store.path_of(slot))]
-        return subprocess.Popen([*command, *named, *self._arguments])
-
-    def _watch(self, server: subprocess.Popen[bytes], slot: Slot) -> bool:
-        """Until it is to stop or another bundle is active; True where the server ended by itself."""
-        healthy_since: float | None = None
-        healthy_after_s, confirmed = self._store.settings().healthy_after_s, slot.healthy
-        while not self.stopping.wait(POLL_S):
-            if server.poll() is not None:
-                return True
-            running = self._store.read().running
-            if running is not None and running.bundle_id != slot.bundle_id:
-                log.info("version %s is active now", running.version)
-                return False
-            if not self._is_healthy():
-                healthy_since = None  # and systemd's watchdog hears nothing
-                continue
-            healthy_since = healthy_since or time.monotonic()
-            tell_systemd("READY=1\nWATCHDOG=1")
-            if not confirmed and time.monotonic() - healthy_since >= healthy_after_s:
-                self._store.confirm(slot.bundle_id)
-                confirmed = True
-                log.info("version %s is healthy", slot.version)
-        return False
-
-    def _is_healthy(self) -> bool:
+        """Serves until it is told to stop, or until the server ends by itself; returns the exit status."""
         try:
-            with urllib.request.urlopen(self._url, timeout=HEALTH_TIMEOUT_S) as response:
-                return bool(response.status == 200)
-        except OSError:  # URLError is one
-            return False
+            self._server = self._start()
+            while not self.stopping.wait(POLL_S):
+                if self._server.status is not None:
+                    log.error("the server ended by itself: exit status %d", self._server.status)
+                    return 1
+                if self._leaving is not None and self._leaving.status is not None:
+                    self._leaving = None
+                self._server = self._successor(self._server)
+                self._look_after(self._server)
+            return 0
+        finally:
+            for server in (self._server, self._coming, self._leaving):
+                if server is not None:
+                    server.stop()
+            self._listening.close()
+
+    def _start(self) -> ServerProcess:
+        return self._process_of(self._store.begin_start())
+
+    def _process_of(self, slot: Slot) -> ServerProcess:
+        log.info("version %s, start %d on trial", slot.version, slot.starts)
+        bundle, figures = self._store.path_of(slot), self._store.figures
+        return ServerProcess(slot, bundle, figures, self._arguments, self._listening)
+
+    def _successor(self, server: ServerProcess) -> ServerProcess:
+        """The server that is to be asked from now on: this one, or another if that has loaded."""
+        if self._coming is None:
+            return server if self._is_active(server) else self._begin_move(server)
+        if not self._is_active(self._coming):
+            self._give_up("another bundle is active")
+        elif self._coming.status is not None:
+            self._give_up(f"exit status {self._coming.status}")
+        elif self._coming.age_s > LOAD_S:
+            self._give_up(f"it has not answered for {LOAD_S:g} s")
+        elif self._coming.is_healthy():
+            log.info("version %s answers", self._coming.slot.version)
+            server.leave()
+            self._leaving = server
+            server, self._coming = self._coming, None
+        return server
+
+    def _begin_move(self, server: ServerProcess) -> ServerProcess:
+        """Starts a server with the active bundle, beside this one where there is memory for two."""
+        if self._leaving is not None:
+            self._leaving.stop()  # of a switch just before: three are too many
+            self._leaving = None
+        if not self._store.settings().two_at_once:
+            server.stop()
+            return self._start()
+        slot = self._store.begin_start()
+        if slot.bundle_id == server.slot.bundle_id:  # given up for the one that runs
+            log.error("back to version %s, which never stopped", slot.version)
+            return server
+        self._coming = self._process_of(slot)
+        return server
+
+    def _give_up(self, reason: str) -> None:
+        """The one that is to come; if its bundle is still wanted, it is tried again and the start counted."""
+        if self._coming is not None:
+            log.error("version %s did not take over: %s", self._coming.slot.version, reason)
+            self._coming.stop()
+            self._coming = None
+
+    def _is_active(self, server: ServerProcess) -> bool:
+        running = self._store.read().running
+        return running is None or running.bundle_id == server.slot.bundle_id
+
+    def _look_after(self, server: ServerProcess) -> None:
+        """Tells systemd, whose watchdog hears nothing of a server that does not answer, and confirms the bundle."""
+        healthy_s = server.healthy_s()
+        if healthy_s is None:
+            return
+        tell_systemd("READY=1\nWATCHDOG=1")
+        if not server.confirmed and healthy_s >= self._store.settings().healthy_after_s:
+            self._store.confirm(server.slot.bundle_id)
+            server.confirmed = True
+            log.info("version %s is healthy", server.slot.version)
 
 
 def tell_systemd(message: str) -> None:
@@ -114,25 +160,18 @@ def tell_systemd(message: str) -> None:
             sender.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    server.terminate()
-    try:
-        server.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(prog="edge_sdk.deploy.run", description=__doc__)
     parser.add_argument("store", type=Path, help="the store's folder")
     parser.add_argument("--settings", type=Path, metavar="FOLDER", help="where board.json and trusted_keys are")
-    parser.add_argument("serve", nargs="*", help="further arguments of `edge-sdk serve`, after --")
-    options = parser.parse_args(arguments)
+    parser.epilog = "further arguments of `edge-sdk serve` come after --"
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    end = given.index("--") if "--" in given else len(given)
+    options = parser.parse_args(given[:end])
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     try:
-        service = Service(Store(options.store.expanduser(), options.settings), options.serve)
+        service = Service(Store(options.store.expanduser(), options.settings), given[end + 1 :])
         signal.signal(signal.SIGTERM, lambda *_: service.stopping.set())
         signal.signal(signal.SIGINT, lambda *_: service.stopping.set())
         return service.run()

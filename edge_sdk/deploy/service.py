@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge_sdk.deploy.run import health_url
+from edge_sdk.deploy.run import address
 from edge_sdk.deploy.store import Store
 from edge_sdk.errors import DeployError, explain
 from edge_sdk.files import new_file
@@ -45,7 +45,7 @@ WantedBy={target}
 
 def unit(store: Store, arguments: Sequence[str], *, system: bool) -> str:
     """The unit's text; ``arguments`` are further ones of `edge-sdk serve`. Raises ConfigError for wrong ones."""
-    health_url(arguments)
+    address(arguments)
     command = [sys.executable, "-m", "edge_sdk.deploy.run", str(store.folder.resolve())]
     command += ["--settings", str(store.settings_folder.resolve()), "--", *arguments]
     return TEXT.format(

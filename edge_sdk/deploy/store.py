@@ -4,6 +4,7 @@
     bundles/ID/    bundles, named by the hash of their manifest; what no slot names is deleted
     incoming/ID/   a bundle that is being received
     board.json     trusted_keys: what the board asks of a bundle; may lie in a folder that others own
+    figures/       how what runs on the board is doing (edge_sdk.figures)
 
 A power cut at any moment leaves the old record or the new one, and both name whole bundles: a bundle gets its name in
 ``bundles`` after it was fsynced, and the record names it after that.
@@ -28,6 +29,7 @@ from edge_sdk.files import new_file, remove_abandoned, sync
 RECORD = "record.json"
 SETTINGS = "board.json"
 TRUSTED_KEYS = "trusted_keys"
+FIGURES = "figures"
 
 
 class Store:
@@ -48,6 +50,11 @@ class Store:
             return _settings(path.read_bytes(), str(path))
         except FileNotFoundError:
             return BoardSettings()
+
+    @property
+    def figures(self) -> Path:
+        """Where control loops and servers say how they are doing. Raises DeployError."""
+        return Path(named).expanduser() if (named := self.settings().figures) else self.folder / FIGURES
 
     def trusted_keys(self) -> list[PublicKey]:
         """Whose signatures count. Raises DeployError."""

@@ -6,9 +6,10 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing, suppress
-from typing import Any, Generic, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Generic, Optional, TypeVar
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -20,6 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edge_sdk.errors import EdgeError
+from edge_sdk.figures import FigureFile, Figures
 from edge_sdk.language import LanguageModel
 from edge_sdk.server.answers import ChatChoice, Envelope, TextChoice, usage
 from edge_sdk.server.errors import RequestError, as_request_error
@@ -52,6 +54,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int = 16
     """Requests that wait for one of these to end; one more is refused at once."""
     limits: Limits = Limits()
+    figures: Optional[Path] = None
+    """The folder where it says how fast it answers, see :mod:`edge_sdk.figures`."""
 
 
 def create_app(model: LanguageModel, settings: Settings) -> ASGIApp:
@@ -73,6 +77,17 @@ def create_app(model: LanguageModel, settings: Settings) -> ASGIApp:
     async def measured(_: Request) -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        if settings.figures is None:
+            yield
+            return
+        with FigureFile(settings.figures, settings.name, now):
+            yield
+
+    def now() -> Figures:
+        return Figures(name=settings.name, tokens_per_second=metrics.tokens_per_second())
+
     chat = Endpoint(ChatRequest, plan_chat, ChatChoice, model, settings, workers, metrics)
     text = Endpoint(TextRequest, plan_text, TextChoice, model, settings, workers, metrics)
     app = Starlette(
@@ -84,6 +99,7 @@ def create_app(model: LanguageModel, settings: Settings) -> ASGIApp:
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", text, methods=["POST"]),
         ],
+        lifespan=lifespan,
         exception_handlers={RequestError: _refuse, HTTPException: _refuse, Exception: _fail},
     )
     return app if settings.token is None else Guard(app, settings.token)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
@@ -20,6 +22,8 @@ from edge_sdk.telemetry import read_memory, read_power, read_temperatures
 log = logging.getLogger("edge_sdk.server")
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+LAST = 100
+"""Answers that the rate as served is of."""
 RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 MACHINE_S = 60.0
@@ -114,6 +118,13 @@ class Metrics:
             "edge_answer_tokens_per_second", "Decode speed of answers", registry=registry, buckets=RATES
         )
 
+        self._last_rates: deque[float] = deque(maxlen=LAST)
+
+    def tokens_per_second(self) -> float | None:
+        """The median of the last answers'; None before the first."""
+        rates = list(self._last_rates)
+        return median(rates) if rates else None
+
     def note(self, record: Record) -> None:
         """Counts a request that has ended, and logs it as one line of JSON."""
         record.total_ms = record.since_ms()
@@ -128,6 +139,7 @@ class Metrics:
             self._first.observe(record.time_to_first_token_ms / 1e3)
         if record.tokens_per_second and math.isfinite(record.tokens_per_second):
             self._rate.observe(record.tokens_per_second)
+            self._last_rates.append(record.tokens_per_second)
         fields = {
             name: round(value, 3) if isinstance(value, float) else value
             for name, value in msgspec.structs.asdict(record).items()

@@ -11,7 +11,9 @@ import numpy as np
 
 from edge_sdk.control.normalization import require
 from edge_sdk.control.policy import POLICY_FILE, PolicyConfig
+from edge_sdk.deploy.policy_vectors import EPISODES, STEPS, Recorded
 from edge_sdk.errors import CheckpointError, ConfigError, explain
+from edge_sdk.policy_spec import PolicySpec
 
 
 @dataclass(frozen=True)
@@ -84,3 +86,20 @@ def open_episodes(path: Path) -> EpisodeSource:
         return RecordedEpisodes(path)
     expected = f"a {POLICY_FILE} and episodes, a LeRobot dataset with its {INFO}, or recordings ending in {SUFFIX}"
     raise ConfigError(explain(str(path), expected=expected, found="none of them", todo="Name another folder."))
+
+
+def recorded_parts(path: Path, spec: PolicySpec) -> list[Recorded]:
+    """Parts of some episodes of a folder, for a bundle's acceptance check, in the policy's rhythm.
+
+    The first part is the beginning of an episode, the others lie later and later within theirs. Raises as
+    :func:`open_episodes`, and ConfigError where the episodes are not of the policy's schema.
+    """
+    source, parts = open_episodes(path), []
+    for number, index in enumerate(np.linspace(0, len(source) - 1, min(EPISODES, len(source))).astype(int)):
+        episode = source[index]
+        episode.check(spec.schema)
+        start = number * max(0, len(episode) - STEPS * spec.stride) // EPISODES
+        window = slice(start, start + STEPS * spec.stride, spec.stride)
+        seen = {one.name: episode.observations[one.name][window] for one in spec.schema.observations}
+        parts.append(Recorded(episode.instruction, seen))
+    return parts

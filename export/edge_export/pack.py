@@ -17,6 +17,7 @@ from onnx import ModelProto
 
 from edge_export.checkpoint import Checkpoint, fingerprint
 from edge_export.dry_run import require_room
+from edge_export.episodes import recorded_parts
 from edge_export.plan import plan_digest, read_plan, require_plan_for
 from edge_export.quantize import Convert, as_it_is, convert, in_bfloat16, quantized
 from edge_export.rollback import rollback_graph
@@ -174,12 +175,19 @@ def export_graph(
 
 
 def make_bundle(
-    checkpoint: Path, graph: Path, target: Path, *, version: str | None = None, acceptance: bool = False
+    checkpoint: Path,
+    graph: Path,
+    target: Path,
+    *,
+    version: str | None = None,
+    acceptance: bool = False,
+    observations: Path | None = None,
 ) -> Bundle:
     """Packs a graph folder and its checkpoint's tokenizer into a bundle.
 
     ``version``: what boards compare, as ``1.4.0``. ``acceptance``: runs the bundle on this machine's CPU and stores
     what it answers, which boards check before they switch to it (docs/deploy.md); that takes the model's memory.
+    ``observations``: episodes of which a policy is shown some for that; without them, observations are drawn.
     Raises CheckpointError when the graph was not made from this checkpoint or the tokenizer is missing, ConfigError for
     what is no version, and OSError before anything is written if the disk has no room.
     """
@@ -194,8 +202,9 @@ def make_bundle(
         weights = notes.pop(WEIGHTS_KEY)
         if version is not None:
             notes[VERSION_KEY] = version
+        recorded = [] if observations is None or model.policy is None else recorded_parts(observations, model.policy)
         bundle = write_bundle(target, sources, model=model, weights=weights, provenance=notes)
-    return add_acceptance(target) if acceptance else bundle
+    return add_acceptance(target, recorded=recorded) if acceptance else bundle
 
 
 def bundle_sources(checkpoint: Path, graph: Path, aside: Path) -> tuple[dict[str, Path], dict[str, str]]:

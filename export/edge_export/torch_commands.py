@@ -190,6 +190,9 @@ def bundle(
     acceptance: Annotated[
         bool, typer.Option(help="Run it on this machine's CPU and store its answers, for boards to check.")
     ] = False,
+    observations: Annotated[
+        Optional[Path], typer.Option(help="Of --acceptance: episodes to show a policy (default: drawn ones).")
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Pack a graph, its weights and its tokenizer into a bundle that a robot loads.
@@ -200,5 +203,5 @@ def bundle(
     if dry_run:
         show_estimate(estimate_bundle(checkpoint, graph), out)
         return
-    made = make_bundle(checkpoint, graph, out, version=version, acceptance=acceptance)
+    made = make_bundle(checkpoint, graph, out, version=version, acceptance=acceptance, observations=observations)
     console.print(f"{out}: {made.manifest.weights}, {made.total_bytes():,} bytes in {len(made.manifest.files)} files")

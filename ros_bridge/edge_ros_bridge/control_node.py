@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
@@ -126,7 +127,16 @@ class ControlNode(BridgeNode):
             has_listener=self._has_listener,
         )
         rate_hz, latched = self.value("rate_hz") or None, self._latch.latched
-        self._runner = Runner(self._policy, self._robot, rate_hz, self._settings, clock, estopped=latched)
+        self._runner = Runner(
+            self._policy,
+            self._robot,
+            rate_hz,
+            self._settings,
+            clock,
+            estopped=latched,
+            name=self.get_name(),
+            figures=Path(self.value("figures")).expanduser() if self.value("figures") else None,
+        )
         if self._latch.latched:  # in another thread, while there was no runner yet
             self._runner.estop()
         return result

@@ -140,6 +140,9 @@ CONTROL = Interface(
         Parameter("hold_after_ms", 100.0, "Silence of the policy after which the robot brakes and holds", 0, 1e5),
         Parameter("decay_after_ms", 300.0, "Silence after which it goes to rest", 0, 1e5),
         Parameter("stop_after_ms", 1000.0, "Silence after which the run ends, and the node is inactive", 0, 1e5),
+        Parameter(
+            "figures", "", "Folder where it says each second what came too late, for `edge-sdk slots`; none: not"
+        ),
         Parameter("require_subscriber", True, "Nobody who listens to the commands counts as silence", live=True),
         BUNDLE_AUTOSTART,
     ),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 import traceback
+from contextlib import ExitStack
+from pathlib import Path
 
 from edge_ros_bridge.counting import Ticks
 from edge_ros_bridge.ros_robot import RosRobot
 from edge_sdk.control.clock import Clock
 from edge_sdk.control.loop import ControlLoop
+from edge_sdk.control.observers import Counter, Observer
 from edge_sdk.control.policy import Policy
 from edge_sdk.control.report import Report
 from edge_sdk.control.settings import LoopSettings
+from edge_sdk.figures import loop_figures
 
 END_TIMEOUT_S = 3.0
 """How long the end of a run is waited for: a tick, and the inference that is being made."""
@@ -29,11 +33,16 @@ class Runner:
         clock: Clock,
         *,
         estopped: bool,
+        name: str = "control",
+        figures: Path | None = None,
     ) -> None:
-        """``estopped``: whether an emergency stop holds from the beginning. Raises ConfigError for a wrong rate."""
-        self._robot = robot
-        self.ticks = Ticks(at_stop=robot.close)
-        self._loop = ControlLoop(policy, robot, rate_hz, settings=settings, observers=[self.ticks], clock=clock)
+        """``estopped``: whether an emergency stop holds from the beginning; ``figures``: a folder for
+        :mod:`edge_sdk.figures`, and ``name`` whose they are. Raises ConfigError for a wrong rate.
+        """
+        self._robot, self._name, self._figures = robot, name, figures
+        self.ticks, self._counter = Ticks(at_stop=robot.close), Counter(policy.config.budget_ms)
+        observers: list[Observer] = [self.ticks, self._counter]
+        self._loop = ControlLoop(policy, robot, rate_hz, settings=settings, observers=observers, clock=clock)
         if estopped:
             self._loop.estop()
         self.report: Report | None = None
@@ -75,6 +84,9 @@ class Runner:
 
     def _run(self) -> None:
         try:
-            self.report = self._loop.run()
+            with ExitStack() as ending:
+                if self._figures is not None:
+                    ending.enter_context(loop_figures(self._figures, self._name, self._counter.figures))
+                self.report = self._loop.run()
         except Exception:  # the node says it and deactivates itself; the loop has stopped the robot
             self.error = traceback.format_exc()

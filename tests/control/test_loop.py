@@ -15,7 +15,7 @@ from controllers import Integrator, Ramp, config_of
 from edge_sdk.control.chunks import Blending
 from edge_sdk.control.clock import SimulatedClock
 from edge_sdk.control.loop import ControlLoop
-from edge_sdk.control.observers import InferenceRecord, TickRecord
+from edge_sdk.control.observers import Counter, InferenceRecord, TickRecord
 from edge_sdk.control.policy import ActionDim, PolicyConfig
 from edge_sdk.control.report import Report
 from edge_sdk.control.settings import LoopSettings, Stages
@@ -54,12 +54,13 @@ class Stand:
         takes_ms: Callable[[int], float] = lambda index: 0.0,
         **settings: Any,
     ) -> None:
-        self.clock, self.notes = SimulatedClock(), Notes()
+        self.clock, self.notes, self.counter = SimulatedClock(), Notes(), Counter(budget_ms=0.0)
         self.robot = Integrator(self.clock)
         self.policy = Ramp(config or config_of(), before or (lambda index: self.wait(takes_ms(index))))
         settings = {"stages": QUICK} | settings
+        observers = [self.notes, self.counter]
         self.loop = ControlLoop(
-            self.policy, self.robot, clock=self.clock, observers=[self.notes], settings=LoopSettings(**settings)
+            self.policy, self.robot, clock=self.clock, observers=observers, settings=LoopSettings(**settings)
         )
 
     def wait(self, milliseconds: float) -> None:
@@ -133,6 +134,9 @@ def test_ticks_that_take_too_long_are_late_missed_or_never_begun_and_nothing_dri
     assert by_tick[21] == ("on_time", 0)
     assert report.timing == {"on_time": 25, "late": 2, "missed": 3}
     assert report.skipped == 1
+    counted = stand.counter.figures()
+    assert (counted.ticks, counted.late, counted.missed) == (30, 2, 3)
+    assert counted.inferences == report.inferences
 
 
 def test_a_robot_that_hangs_is_noticed_and_stopped() -> None:

@@ -20,7 +20,7 @@ from edge_sdk.deploy.line import Ssh
 from places import ROOT
 
 CONFIG = """
-ListenAddress 127.0.0.1
+ListenAddress {address}
 Port {port}
 HostKey {folder}/host
 AuthorizedKeysFile {folder}/user.pub
@@ -31,7 +31,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 MaxStartups 100
-SetEnv PYTHONPATH={path}
+SetEnv {environment}
 """
 
 
@@ -47,27 +47,40 @@ def free_port() -> int:
 
 
 class Server:
-    """This user's own sshd, with keys of its own; the agent that it starts is this checkout's."""
+    """A user's own sshd, with keys of its own; the agent that it starts is this checkout's."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
+    def __init__(
+        self,
+        folder: Path,
+        user: str | None = None,
+        address: str = "127.0.0.1",
+        within: tuple[str, ...] = (),
+        **environment: str,
+    ) -> None:
+        """``user``: an account that it runs as and lets in, None is this one; ``within``: a command that it is run by;
+        ``environment``: of what it starts.
+        """
+        self.folder, self.port, self.user, self.address = folder, free_port(), user or getpass.getuser(), address
         folder.mkdir(parents=True)
         for name in ("host", "user"):
             asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(folder / name))
             (folder / name).chmod(0o600)
             asyncssh.read_private_key(str(folder / name)).write_public_key(str(folder / f"{name}.pub"))
         path = ":".join([*map(str, (ROOT, ROOT / "plugins", ROOT / "export")), os.environ.get("PYTHONPATH", "")])
-        (folder / "config").write_text(CONFIG.format(port=self.port, folder=folder, path=path.rstrip(":")))
+        given = " ".join(f'"{name}={value}"' for name, value in {"PYTHONPATH": path.rstrip(":"), **environment}.items())
+        (folder / "config").write_text(CONFIG.format(address=address, port=self.port, folder=folder, environment=given))
+        for file in (folder, *folder.iterdir()) if user else ():
+            shutil.chown(file, user)
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # where it confines itself, which packages leave to the start script
-        command = [sshd_program(), "-D", "-e", "-f", folder / "config"]
+        command = [*within, sshd_program(), "-D", "-e", "-f", folder / "config"]
         self._log = (folder / "log").open("wb")
-        self._process = subprocess.Popen(list(map(str, command)), stderr=self._log)
+        self._process = subprocess.Popen(list(map(str, command)), stderr=self._log, user=user, cwd="/")
         self._wait()
 
     def _wait(self) -> None:
         for _ in range(200):
-            with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", self.port)):
+            with suppress(ConnectionRefusedError), socket.create_connection((self.address, self.port)):
                 return
             if self._process.poll() is not None:
                 break
@@ -76,13 +89,13 @@ class Server:
 
     def board(self, store: Path, port: int | None = None) -> Board:
         """A board behind this server, or behind a link to it."""
-        host = f"{getpass.getuser()}@127.0.0.1:{port or self.port}"
+        host = f"{self.user}@{self.address}:{port or self.port}"
         return Board(host=host, store=str(store), python=sys.executable)
 
     def ssh(self, *ports: int, **more: float) -> Ssh:
         """How to reach it, at its own port and at those of links."""
         key = " ".join((self.folder / "host.pub").read_text().split()[:2])
-        known = "".join(f"[127.0.0.1]:{port} {key}\n" for port in (self.port, *ports))
+        known = "".join(f"[{self.address}]:{port} {key}\n" for port in (self.port, *ports))
         (self.folder / "known_hosts").write_text(known)
         given = {"stall_s": 20.0, "longest_pause_s": 1.0} | more
         return Ssh(known_hosts=self.folder / "known_hosts", identity=self.folder / "user", **given)

@@ -14,9 +14,10 @@ import pytest
 
 from edge_sdk import Bundle
 from edge_sdk.bundle import GRAPH, MANIFEST, WEIGHTS
-from edge_sdk.deploy.acceptance import ACCEPTANCE, add_acceptance, check, error_of
+from edge_sdk.deploy.acceptance import ACCEPTANCE, add_acceptance, check
 from edge_sdk.deploy.signing import make_keys, sign
 from edge_sdk.deploy.store import Store
+from edge_sdk.deploy.vectors import logits_error
 from edge_sdk.errors import DeployError
 from edge_sdk.files import sha256
 from small_bundles import install, runs, tree
@@ -71,11 +72,11 @@ def test_the_check_passes_where_the_bundle_was_exported(accepted: Path) -> None:
 def test_the_error_is_that_of_the_worst_step_and_knows_no_constant() -> None:
     expected = np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32)
     found = expected + 7
-    assert error_of(found, expected) < 1e-6
+    assert logits_error(found, expected) < 1e-6
     found[1] *= 1.25
-    assert error_of(found, expected) == pytest.approx(0.25, rel=1e-4)
+    assert logits_error(found, expected) == pytest.approx(0.25, rel=1e-4)
     found[2, 3] = np.nan
-    assert error_of(found, expected) > 1e30
+    assert logits_error(found, expected) > 1e30
 
 
 def test_a_tensor_that_was_altered_before_signing_is_found_and_nothing_changes(accepted: Path, tmp_path: Path) -> None:

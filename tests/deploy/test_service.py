@@ -23,7 +23,7 @@ import pytest
 from edge_sdk import Bundle
 from edge_sdk.bundle import MANIFEST
 from edge_sdk.cli import main
-from edge_sdk.deploy.run import health_url
+from edge_sdk.deploy.run import address, listen
 from edge_sdk.deploy.send import settled
 from edge_sdk.deploy.service import UNIT, install_service, unit
 from edge_sdk.deploy.store import Store
@@ -41,7 +41,7 @@ def versioned(bundle: Path, folder: Path, version: str) -> Bundle:
     return Bundle.open(folder)
 
 
-def until(what: Callable[[], bool], timeout_s: float = 60) -> None:
+def until(what: Callable[[], bool], timeout_s: float = 300) -> None:
     """Waits for something to become true."""
     end = time.monotonic() + timeout_s
     while not what():
@@ -52,7 +52,8 @@ def until(what: Callable[[], bool], timeout_s: float = 60) -> None:
 @contextmanager
 def service(store: Store, port: int, *more: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """What the systemd unit starts."""
-    command = [sys.executable, "-m", "edge_sdk.deploy.run", str(store.folder), "--", "--port", str(port)]
+    command = [sys.executable, "-m", "edge_sdk.deploy.run", str(store.folder), "--settings", str(store.settings_folder)]
+    command += ["--", "--port", str(port)]
     process = subprocess.Popen([*command, "--threads", "1", *more], env=os.environ | environment)
     try:
         yield process
@@ -83,7 +84,7 @@ def test_a_bundle_that_does_not_start_is_given_up_for_the_one_before(store: Stor
     install(store, small_bundle(tmp_path / "broken", "2"))
     for start in (1, 2):
         with service(store, port) as process:
-            assert process.wait(60) == 1
+            assert process.wait(300) == 1
         assert store.read().slots["b"].starts == start
     with service(store, port):
         until(lambda: answers(port))
@@ -96,7 +97,7 @@ def test_after_a_switch_the_service_goes_over_by_itself(store: Store, scan_bundl
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(address)
-        listening.settimeout(60)
+        listening.settimeout(300)
         with service(store, port, NOTIFY_SOCKET=address) as process:
             assert listening.recv(100) == b"READY=1\nWATCHDOG=1"
             client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
@@ -183,17 +184,23 @@ def test_a_machine_without_systemd_says_so(store: Store, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "http://127.0.0.1:8000/health"),
-        (["--host", "0.0.0.0", "--port=9000", "--name", "x"], "http://127.0.0.1:9000/health"),
-        (["--host", "::"], "http://[::1]:8000/health"),
-        (["--host", "10.0.0.5"], "http://10.0.0.5:8000/health"),
+        ([], ("127.0.0.1", 8000)),
+        (["--host", "0.0.0.0", "--port=9000", "--name", "x"], ("0.0.0.0", 9000)),
+        (["--host", "::"], ("::", 8000)),
     ],
 )
-def test_where_the_server_says_how_it_is(arguments: list[str], expected: str) -> None:
-    assert health_url(arguments) == expected
+def test_where_the_service_listens(arguments: list[str], expected: tuple[str, int]) -> None:
+    assert address(arguments) == expected
 
 
 @pytest.mark.parametrize("arguments", [["--port", "0"], ["--port", "x"]])
 def test_a_port_that_is_not_known_is_refused(arguments: list[str]) -> None:
     with pytest.raises(ConfigError, match="server's"):
-        health_url(arguments)
+        address(arguments)
+
+
+def test_a_port_that_is_taken_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: expected a free port, found Address already in use"):
+            listen(["--port", str(port)])
