@@ -57,7 +57,8 @@ def account(name: str) -> Iterator[tuple[Server, Path]]:
         # `*` is no password, which sshd, unlike a locked account's `!`, lets in by a key
         create = ["useradd", "--system", "--password", "*", "--shell", "/bin/sh", "--home-dir", str(home), name]
         subprocess.run(create, check=True)
-        ending.callback(subprocess.run, ["userdel", name], check=True, capture_output=True)
+        # by force: what was killed may not be cleared away yet
+        ending.callback(subprocess.run, ["userdel", "--force", name], check=True, capture_output=True)
         ending.callback(subprocess.run, ["pkill", "-KILL", "--uid", name], check=False)
         shutil.chown(home, name)
         home.chmod(0o700)
