@@ -72,7 +72,9 @@ def make_engine(path: Path, request: EngineRequest, *, dry_run: bool = False) ->
     model = bundle.manifest.model
     if model.vision is not None:
         todo = "It runs on ONNX Runtime only."
-        raise BackendError(explain(str(path), expected="a model of text, or a policy", found="one that sees", todo=todo))
+        raise BackendError(
+            explain(str(path), expected="a model of text, or a policy", found="one that sees", todo=todo)
+        )
     board = find_board(request.board, request.backend)
     folder, weights = bundle.path / ENGINES, bundle.manifest.files[WEIGHTS].bytes
     if dry_run:

@@ -25,7 +25,7 @@ from edge_sdk.errors import ConfigError, explain
 ELEMENTS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 
 FLOAT32 = ("model.encoder.", "model.decoder.")
-"""What the weights begin with whose products stay in float32: those of a policy around its layers (docs/policies.md)."""
+"""What the weights begin with whose products stay in float32: those around the layers of a policy."""
 
 ACTIVATIONS = {"Mamba2Mixer": 1, "CachedAttention": 3, "MoE": 1, "QLinear": 1}
 """How many of an operator's first inputs are activations in the engine's precision; its first output always is."""

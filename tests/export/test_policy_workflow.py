@@ -20,7 +20,7 @@ from edge_export.episode_folder import write_episodes
 from edge_export.inspect import describe, describe_graph, stored_bytes
 from edge_export.pack import Storage
 from edge_sdk import Bundle
-from edge_sdk.errors import BackendError, CheckpointError, ConfigError
+from edge_sdk.errors import CheckpointError, ConfigError
 from edge_sdk.traffic import step_bytes
 from feedback import episodes
 from policies import CAMERA, MAMBA, MLP, VECTOR, make_policy, schema
