@@ -122,8 +122,9 @@ class Inference:
             done_ns = self._clock.now_ns()
             chunk = Chunk(self.first_tick, actions, _taken_ns(observation, asked_ns), self._tally.inferences)
             self._queue.add(chunk, next_tick=self.next_tick)
-            self._delays.append(max(1, self.next_tick - self.first_tick))
-            self._tally.inference(done_ns - started_ns, observed_ns - asked_ns, self._budget_ns)
+            delay = self.next_tick - self.first_tick
+            self._delays.append(max(1, delay))
+            self._tally.inference(done_ns - started_ns, observed_ns - asked_ns, self._budget_ns, delay)
             self.started_ns = None
             ended = "observer"
             record = InferenceRecord(

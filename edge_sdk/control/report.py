@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -78,6 +79,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     inferences: int
     over_budget: int
     """Inferences that took longer than the policy's budget."""
+    delays: dict[int, int]
+    """Inferences by the ticks that passed from the one they were begun for until their chunk was there."""
     violations: dict[Kind, int]
     """Of limits, by kind, over all dimensions and ticks."""
     estops: int
@@ -104,7 +107,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             lines.append(f"{name:<10} {row.p50_ms:>9.3f} {row.p99_ms:>9.3f} {row.max_ms:>9.3f} {row.count:>9}")
         lines.append(f"{self.ticks} ticks at {self.rate_hz:g} Hz: {_counts(self.timing)}; {self.skipped} never begun")
         lines.append(f"stages: {_counts(self.stages)}; {self.estops} emergency stops")
-        lines.append(f"{self.inferences} inferences, {self.over_budget} over budget")
+        delays = ", ".join(f"{count} by {ticks}" for ticks, count in sorted(self.delays.items())) or "none"
+        lines.append(f"{self.inferences} inferences, {self.over_budget} over budget; delayed in ticks: {delays}")
         lines.append(f"violated limits: {_counts(self.violations)}")
         lines.append(f"ended: {self.ended}" + (f", {self.error}" if self.error else ""))
         return "\n".join(lines)
@@ -121,6 +125,7 @@ class Tally:
         self.timing: dict[Timing, int] = dict.fromkeys(get_args(Timing), 0)
         self.stages: dict[Stage, int] = dict.fromkeys(get_args(Stage), 0)
         self.skipped = self.inferences = self.over_budget = self.estops = 0
+        self.delays: Counter[int] = Counter()
         self.step, self.observe, self.jitter, self.act, self.age = (Durations() for _ in range(5))
 
     def tick(self, record: TickRecord, act_ns: int) -> None:
@@ -138,9 +143,10 @@ class Tally:
         self.skipped += ticks
         self.timing["missed"] += ticks
 
-    def inference(self, step_ns: int, observe_ns: int, budget_ns: int) -> None:
-        """Of the inference thread: one that made a chunk."""
+    def inference(self, step_ns: int, observe_ns: int, budget_ns: int, delay: int) -> None:
+        """Of the inference thread: one that made a chunk, ``delay`` ticks after that which it was begun for."""
         self.inferences += 1
+        self.delays[delay] += 1
         self.over_budget += step_ns > budget_ns
         self.step.add(step_ns)
         self.observe.add(observe_ns)
@@ -157,6 +163,7 @@ class Tally:
             skipped=self.skipped,
             inferences=self.inferences,
             over_budget=self.over_budget,
+            delays=dict(self.delays),
             violations=violations,
             estops=self.estops,
             step=self.step.summary(),

@@ -70,10 +70,10 @@ def make_engine(path: Path, request: EngineRequest, *, dry_run: bool = False) ->
     """
     bundle = Bundle.open(path)
     model = bundle.manifest.model
-    if model.vision is not None or model.policy is not None:
-        found = "one that sees" if model.policy is None else "a policy"
+    if model.vision is not None:
+        todo = "It runs on ONNX Runtime only."
         raise BackendError(
-            explain(str(path), expected="a model of text", found=found, todo="It runs on ONNX Runtime only.")
+            explain(str(path), expected="a model of text, or a policy", found="one that sees", todo=todo)
         )
     board = find_board(request.board, request.backend)
     folder, weights = bundle.path / ENGINES, bundle.manifest.files[WEIGHTS].bytes

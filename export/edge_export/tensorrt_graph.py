@@ -24,6 +24,9 @@ from edge_sdk.errors import ConfigError, explain
 
 ELEMENTS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 
+FLOAT32 = ("model.encoder.", "model.decoder.")
+"""What the weights begin with whose products stay in float32: those around the layers of a policy."""
+
 ACTIVATIONS = {"Mamba2Mixer": 1, "CachedAttention": 3, "MoE": 1, "QLinear": 1}
 """How many of an operator's first inputs are activations in the engine's precision; its first output always is."""
 
@@ -62,7 +65,7 @@ def write_tensorrt_graph(source: Path, target: Path | None, precision: Precision
 def _drop_speculation(proto: ModelProto) -> None:
     """Removes the outputs for speculative decoding (docs/speculation.md), which the TensorRT backend does not read."""
     graph = proto.graph
-    outputs = [value for value in graph.output if value.name == "logits" or value.name.startswith("present.")]
+    outputs = [value for value in graph.output if value.name.startswith(("logits", "actions", "present."))]
     nodes = [node for node in graph.node if not node.output[0].endswith(".projected")]
     del graph.output[:], graph.node[:]
     graph.output.extend(outputs)
@@ -106,10 +109,7 @@ class _Rewriter:
         )
 
     def _rewrite(self, node: NodeProto) -> None:
-        constant = node.op_type == "MatMul" and (
-            node.input[1] in self.weights.tensors or node.input[1] in self.transposes
-        )
-        if constant and node.output[0] not in self.routers:
+        if node.op_type == "MatMul" and self._is_narrow(node):
             self._product(node, self._matrix(node.input[1]))
         elif node.domain == DOMAIN and node.op_type == "QLinear":
             self._qlinear(node)
@@ -117,6 +117,14 @@ class _Rewriter:
             self._plugin(node)
         else:
             self.nodes.append(node)
+
+    def _is_narrow(self, product: NodeProto) -> bool:
+        """Whether a product is one with a weight, and to be made in the engine's precision."""
+        matrix = product.input[1]
+        stored = self.transposes[matrix].input[0] if matrix in self.transposes else matrix
+        return (
+            stored in self.weights.tensors and not stored.startswith(FLOAT32) and product.output[0] not in self.routers
+        )
 
     def _qlinear(self, node: NodeProto) -> None:
         """A plugin's node, or a product with the matrix, dequantised where it is an integer one."""
@@ -209,6 +217,8 @@ class _Rewriter:
 
     def _add_next_token(self) -> None:
         logits = self.proto.graph.output[0]
+        if logits.name != "logits":
+            return  # a policy has none
         argmax = helper.make_node("ArgMax", [logits.name], [NEXT_TOKEN], NEXT_TOKEN, axis=-1, keepdims=0)
         self.nodes.append(argmax)
         batch, kept, _ = (dim.dim_param for dim in logits.type.tensor_type.shape.dim)

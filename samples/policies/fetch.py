@@ -60,5 +60,6 @@ def task(*, hidden: bool) -> Task:
         noise=0.2,
         steps=50,
         succeeded=succeeded,
+        chunk_length=1,  # what disturbances ask for later is not known yet
         hidden=hidden,
     )

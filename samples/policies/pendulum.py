@@ -81,5 +81,6 @@ def task(*, hidden: bool) -> Task:
         noise=0.1,
         steps=100,
         succeeded=succeeded,
+        chunk_length=1,  # what disturbances ask for later is not known yet
         hidden=hidden,
     )

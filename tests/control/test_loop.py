@@ -112,6 +112,7 @@ def test_a_policy_that_takes_its_time_is_no_matter_as_long_as_chunks_last() -> N
     assert report.stages["policy"] == report.timing["on_time"] == 50
     assert report.over_budget == 0
     assert report.step.max_ms == 30
+    assert report.delays == {0: 1, 2: report.inferences - 1}  # the run waits for its first chunk
     second = next(record for record in stand.notes.ticks if record.inference == 1)
     assert (second.tick, stand.sent[second.tick]) == (7, pytest.approx(1.002))  # made for tick 5, ready at 7
     assert second.done_ns - (second.observation_ns or 0) == 30 * MS  # observed at the end of tick 4
@@ -341,6 +342,7 @@ def test_the_report_is_readable_by_people_and_machines() -> None:
     assert json.loads(json.dumps(report.as_dict()))["timing"]["on_time"] == 12
     table = report.as_table()
     assert "12 ticks at 100 Hz: 12 on_time; 0 never begun" in table
+    assert "delayed in ticks: 3 by 0" in table
     assert "ended: finished" in table
 
 

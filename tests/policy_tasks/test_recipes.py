@@ -39,25 +39,32 @@ def described(recipe: str, data: Path) -> ModelConfig:
     return described_model(read_recipe(RECIPES / recipe, TrainRecipe).model, data)
 
 
+@pytest.mark.parametrize("size", ["", "small_"])
 @pytest.mark.parametrize("name", sorted(TASKS))
-def test_sizes(name: str, data: Path) -> None:
-    teacher, feedforward = (described(recipe, data / name) for recipe in ("teacher.yaml", "feedforward.yaml"))
+def test_sizes(name: str, size: str, data: Path) -> None:
+    teacher, feedforward = (described(f"{size}{kind}.yaml", data / name) for kind in ("teacher", "feedforward"))
     assert feedforward.parameters() == pytest.approx(teacher.parameters(), rel=0.01)
     assert feedforward.state_bytes(batch=1, capacity=100) == 0
-    student = read_recipe(RECIPES / "student.yaml", DistilRecipe).target
+    assert_is_a_quarter(f"{size}student.yaml", teacher)
+
+
+def assert_is_a_quarter(recipe: str, teacher: ModelConfig) -> None:
+    """Of a student."""
+    student = read_recipe(RECIPES / recipe, DistilRecipe).target
     share = shrink(teacher, student).parameters() / teacher.parameters()  # type: ignore[arg-type]
     assert 0.22 < share <= 0.25
 
 
 def test_the_words_of_instructions_are_as_many_as_the_recipe_says(data: Path, tmp_path: Path) -> None:
-    config = described("teacher_instructed.yaml", data / "two-targets")
+    config = described("two_targets_teacher.yaml", data / "two-targets")
     two_targets.write_tokenizer(tmp_path)
     codec = InstructionCodec(tmp_path)
     assert codec.tokenizer.get_vocab_size() == config.vocab_size
     assert config.max_length > two_targets.STEPS + max(len(codec.encode(text)) for text in two_targets.INSTRUCTIONS)
-    plain = described("teacher.yaml", data / "two-targets")
+    plain = described("small_teacher.yaml", data / "two-targets")
     same = {"vocab_size": config.vocab_size, "policy": config.policy}
     assert msgspec.structs.replace(plain, **same) == config
+    assert_is_a_quarter("two_targets_student.yaml", config)
 
 
 @pytest.mark.parametrize("chain", ["chain.yaml", "feedforward.yaml"])

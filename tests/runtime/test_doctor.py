@@ -20,6 +20,7 @@ from edge_sdk.backends import choose_engine, engine_kinds, ort, ort_device
 from edge_sdk.backends.ort import OrtEngine
 from edge_sdk.backends.ort_device import DeviceBuffers, check_providers, providers_for
 from edge_sdk.backends.trt import TrtEngine
+from edge_sdk.control.realtime import RealtimeLimits, describe_limits, read_limits
 from edge_sdk.engine_files import EngineKey, EngineRecord, Limits, engine_path, graph_id
 from edge_sdk.errors import BackendError
 from edge_sdk.machine import Gpu, Machine, read_machine
@@ -132,10 +133,13 @@ def test_the_command_fits_on_a_screen_and_speaks_json(scan_bundle: Path) -> None
     assert len(shown.splitlines()) <= 24
     for expected in (f"Edge SDK      {edge_sdk.__version__}", "ONNX Runtime", "CPUExecutionProvider", "GPU"):
         assert expected in shown
+    for name, value in describe_limits(read_limits()):
+        assert f"{name:<13} {value}" in shown
     said = subprocess.run([*command, scan_bundle, "--json"], capture_output=True, text=True, check=True, timeout=60)
     report = json.loads(said.stdout)
     assert report["would_run"][-1] == "ort-cpu"
     assert report["machine"]["cores"] >= 1
+    assert msgspec.convert(report["realtime"], RealtimeLimits, strict=False) == read_limits()
 
 
 def test_the_best_that_a_machine_has_is_tried_first(

@@ -188,6 +188,18 @@ def test_after_replugging_the_robot_moves_again_but_only_at_the_next_action(
     assert host.statistics().events["opened"] >= 3
 
 
+def test_a_port_that_stays_open_but_silent_is_opened_anew(
+    line: FaultyLine, firmware: Start, robot: Callable[..., SerialRobot]
+) -> None:
+    firmware()
+    host = robot(heartbeat_timeout_ms=100, reopen_ms=300)
+    host.wait_ready()
+    line.cut = {"to_host"}
+    wait_until(lambda: host.statistics().events["opened"] >= 3)
+    line.cut = set()
+    host.wait_ready()
+
+
 def test_an_emergency_stop_holds_across_replugging_and_the_robot_is_still_seen(
     line: FaultyLine, firmware: Start, robot: Callable[..., SerialRobot]
 ) -> None:
