@@ -30,13 +30,13 @@ def quantize_blocks(weight: Tensor, bits: int, block_size: int) -> tuple[Tensor,
     """
     *lead, width, out = weight.shape
     if block_size > LARGEST_BLOCK or width % block_size:
-        fitting = " or ".join(str(size) for size in (16, 32, 64, 128, LARGEST_BLOCK) if width % size == 0)
+        fitting = " or ".join(str(size) for size in (32, 64, 128, LARGEST_BLOCK) if width % size == 0)
         raise ConfigError(
             explain(
                 "block_size",
                 expected=f"a divisor of the input width {width}, at most {LARGEST_BLOCK}",
                 found=block_size,
-                todo=f"Choose {fitting}." if fitting else "Only multiples of 16 can be quantised.",
+                todo=f"Choose {fitting}." if fitting else "The kernels take multiples of 32.",
             )
         )
     values = torch.empty(*lead, width, out, dtype=torch.int8, device=weight.device)

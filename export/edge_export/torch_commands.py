@@ -133,7 +133,10 @@ def onnx(
         Optional[str],
         typer.Option(help="float32, bfloat16, int8 or int4; float32 if neither this nor --plan is given."),
     ] = None,
-    block_size: Annotated[int, typer.Option(help="Values that share a scale, with int8 and int4.")] = 32,
+    block_size: Annotated[
+        int,
+        typer.Option(help="Values that share a scale, with int8 and int4; the native kernels take multiples of 32."),
+    ] = 32,
     head_bits: Annotated[int, typer.Option(help="Of the output head, with int4: 4 or 8.")] = 8,
     cache_dtype: Annotated[
         Optional[str],

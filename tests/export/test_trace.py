@@ -199,7 +199,7 @@ def test_scales_that_float16_cannot_hold_stay_as_they_are(factor: float) -> None
 
 @pytest.mark.parametrize(
     ("width", "block_size", "todo"),
-    [(48, 32, "Choose 16."), (1024, 512, "Choose 16 or 32 or 64 or 128 or 256."), (20, 16, "multiples of 16")],
+    [(48, 32, "multiples of 32"), (96, 64, "Choose 32."), (1024, 512, "Choose 32 or 64 or 128 or 256.")],
 )
 def test_a_block_size_that_does_not_divide_or_is_too_large_is_refused(width: int, block_size: int, todo: str) -> None:
     with pytest.raises(ConfigError, match=f"block_size.*{todo}"):
