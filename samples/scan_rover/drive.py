@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from edge_ros_bridge.client import NoAnswerError
 from edge_ros_bridge.motion import Marker, Pose, Speeds, compare, integrate, plan
@@ -31,8 +32,8 @@ from simulated_rover import InstructedRover
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parent.parent / "ros_bridge" / "config"
-TOLERANCE_M, TOLERANCE_RAD = 0.05, 0.1
-"""How far the rover may be from where it should be after a step: it goes by odometry some ticks old."""
+TOLERANCE_M, TOLERANCE_RAD = 0.1, 0.2
+"""How far the rover may be from where it should be after a step: on a busy machine its odometry is heard late."""
 SPEEDS = Speeds(linear_m_s=1.5, angular_rad_s=4.5, rate_hz=20.0)
 """The upper limits of rover_policy.json."""
 BETWEEN_S = 0.45
@@ -41,7 +42,7 @@ LONGEST_S = 5.5
 """How long the motion of a command that is chosen may take, about."""
 UNDER_WAY = ("idle", "thinking", "driving")
 """States of an instruction that has not ended."""
-ANSWER_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 120.0
 """Generous: a wrong answer may be a much longer motion than the true one."""
 END_TIMEOUT_S = 10.0
 
@@ -198,15 +199,21 @@ def drive_one(rover: InstructedRover, prompt: str) -> Drive:
 
     def finished() -> bool:
         statuses = rover.statuses()
-        # topics are not ordered among each other: the plan may come after the status that names it
-        planned = bool(rover.received("plan")) or "plan" not in (statuses or [{}])[-1]
-        return planned and bool(statuses) and statuses[-1]["state"] not in UNDER_WAY
+        last: dict[str, Any] = statuses[-1] if statuses else {"state": "idle"}
+        if "plan" not in last:
+            return last["state"] not in UNDER_WAY
+        # topics are not ordered among each other: what the status is about may come after it
+        heard = last["state"] != "done" or f"{last['plan']}/{last['steps'] - 1}" in rover.step_ends
+        return last["state"] not in UNDER_WAY and bool(rover.received("plan")) and heard
 
     rover.wait(finished, f"the end of '{prompt}'", ANSWER_TIMEOUT_S)
     rest = rover.rest()
     plans, last = rover.received("plan"), rover.received("status")[-1]
-    answer = [step["name"] for step in json.loads(plans[0].data)["steps"]] if plans else []
-    ends = tuple(pose.seen_from(start) for pose in (start, *rover.step_ends, rest))
+    planned: dict[str, Any] = json.loads(plans[0].data) if plans else {"plan": "", "steps": []}
+    answer = [step["name"] for step in planned["steps"]]
+    orders = [f"{planned['plan']}/{index}" for index in range(len(answer))]
+    done = [rover.step_ends[order] for order in orders if order in rover.step_ends]
+    ends = tuple(pose.seen_from(start) for pose in (start, *done, rest))
     markers = tuple(Marker(marker.action, marker.pose.seen_from(start)) for marker in rover.markers)
     actions = interpret(prompt)
     from_true, from_claimed = (compare(RobotPath(ends, markers), _ends(steps)) for steps in (actions, answer))

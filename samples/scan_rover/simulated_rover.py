@@ -78,9 +78,11 @@ class InstructedRover(SimulatedRover):
         self.path = list[Pose]()
         """After each tick since the last instruction."""
         self.markers = list[Marker]()
-        """Gestures since the last instruction."""
-        self.step_ends = list[Pose]()
-        """Where it was when a step was said to be done, since the last instruction."""
+        """Gestures of steps that were done since the last instruction."""
+        self._shown = dict[str, Pose]()
+        """Where a gesture was begun in this step: once, however often a late loop begins it."""
+        self.step_ends = dict[str, Pose]()
+        """Where it was when a step was said to be done, by its order's id."""
         for name, topic, qos in (("plan", "plan", LATCHED), ("status", "status", STATUSES), ("error", "refusal", 10)):
             self.listen(String, f"instruct/{name}", topic, qos)
         self.listen(String, "control/progress", "progress", STATUSES)
@@ -107,7 +109,7 @@ class InstructedRover(SimulatedRover):
 
     def instruct(self, text: str) -> None:
         """Forgets what was before, and says it."""
-        for record in (self.events, self.path, self.markers, self.step_ends):
+        for record in (self.events, self.path, self.markers, self._shown):
             record.clear()
         self._instruction.publish(String(data=text))
 
@@ -122,11 +124,11 @@ class InstructedRover(SimulatedRover):
         return self.pose
 
     def obey(self, velocity: Velocity) -> None:
-        """Goes so from now on; the first of a gesture's commands is a marker."""
-        if velocity.linear_z > 0 >= self.velocity.linear_z:
-            self.markers.append(Marker("I_JUMP", self.pose))
-        if velocity.angular_y > 0 >= self.velocity.angular_y:
-            self.markers.append(Marker("I_LOOK", self.pose))
+        """Goes so from now on; up, or looking down, is a gesture."""
+        if velocity.linear_z > 0:
+            self._shown.setdefault("I_JUMP", self.pose)
+        if velocity.angular_y > 0:
+            self._shown.setdefault("I_LOOK", self.pose)
         super().obey(velocity)
 
     def step(self) -> None:
@@ -135,5 +137,8 @@ class InstructedRover(SimulatedRover):
         self.path.append(self.pose)
 
     def _hear_progress(self, message: String) -> None:
-        if read_progress(message.data).state == "done":
-            self.step_ends.append(self.pose)
+        progress = read_progress(message.data)
+        if progress.state == "done":
+            self.step_ends[progress.order] = self.pose
+            self.markers += [Marker(action, pose) for action, pose in self._shown.items()]
+            self._shown.clear()

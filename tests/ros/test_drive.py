@@ -15,7 +15,7 @@ from scan import interpret, write_pairs
 
 COMMANDS = ("walk left twice", "run right twice and jump", "jump", "walk around left thrice")
 """Two that can be chosen, one that goes nowhere and one that takes too long."""
-NEAR_M = 0.05
+NEAR_M = 0.1
 
 
 @pytest.fixture
@@ -56,6 +56,11 @@ def test_commands_are_driven_as_answered_and_drawn(ros: Ros, scan_bundle: Path, 
 
 MIRRORED = "true = drive.interpret; drive.interpret = lambda command: true(command.replace('right', 'left'))"
 """What the commands mean, so that the model is wrong about one of them."""
+UNREADABLE = """
+say = drive.InstructedRover.instruct
+drive.InstructedRover.instruct = lambda rover, text: say(rover, "make me a coffee")
+"""
+"""What no plan is made of: refused, and nothing moves."""
 SLIPPING = """
 class Slipping(drive.InstructedRover):
     def send_odometry(self, stamp_ns):
@@ -68,7 +73,11 @@ drive.InstructedRover = Slipping
 """Wheels that turn on the spot now and then: the odometry says more than there is."""
 
 
-@pytest.mark.parametrize(("before", "faithful"), [(MIRRORED, True), (SLIPPING, False)], ids=["answer", "drive"])
+@pytest.mark.parametrize(
+    ("before", "faithful"),
+    [(MIRRORED, True), (UNREADABLE, True), (SLIPPING, False)],
+    ids=["answer", "refusal", "drive"],
+)
 def test_a_wrong_answer_is_told_from_a_wrong_drive(
     ros: Ros, scan_bundle: Path, pairs: Path, tmp_path: Path, before: str, faithful: bool
 ) -> None:
@@ -80,6 +89,7 @@ def test_a_wrong_answer_is_told_from_a_wrong_drive(
     assert (command["answer"] != command["expected"]) == faithful
     assert (command["correct"], command["faithful"]) == (False, faithful)
     assert command["largest_deviation_m"] > NEAR_M
+    assert (command["plan_ms"] is None) == (command["answer"] == "") == bool(command["errors"])
 
 
 def test_drive_says_why_it_cannot(ros: Ros, pairs: Path, tmp_path: Path) -> None:
