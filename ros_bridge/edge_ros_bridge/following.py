@@ -228,9 +228,8 @@ def _is_done(step: Step, goal: Pose, pose: Pose, elapsed_s: float) -> bool:
 
 def _offset(goal: Pose, pose: Pose) -> tuple[float, float]:
     """Metres from a pose to the goal, along the goal's heading and to its left."""
-    cos, sin = math.cos(goal.heading_rad), math.sin(goal.heading_rad)
-    x_m, y_m = goal.x_m - pose.x_m, goal.y_m - pose.y_m
-    return cos * x_m + sin * y_m, cos * y_m - sin * x_m
+    seen = pose.seen_from(goal)
+    return -seen.x_m, -seen.y_m
 
 
 def _top_speed(dim: ActionDim) -> float:

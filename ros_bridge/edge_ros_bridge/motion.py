@@ -128,6 +128,12 @@ class Pose:
     y_m: float = 0.0
     heading_rad: float = 0.0
 
+    def seen_from(self, origin: Pose) -> Pose:
+        """This pose in the frame of another, whose x axis is where that one looks."""
+        cos, sin = math.cos(origin.heading_rad), math.sin(origin.heading_rad)
+        x_m, y_m = self.x_m - origin.x_m, self.y_m - origin.y_m
+        return Pose(cos * x_m + sin * y_m, cos * y_m - sin * x_m, self.heading_rad - origin.heading_rad)
+
 
 @dataclass(frozen=True)
 class Marker:
@@ -180,23 +186,23 @@ class Deviation:
 
     largest_m: float
     """Largest distance between the two paths' poses after the same tick; a shorter path waits at its end."""
-    heading_rad: float
-    """Difference between the two final headings."""
+    largest_rad: float
+    """Largest difference between the two paths' headings, likewise."""
     same_markers: bool
     """Whether the same jumps and looks came in the same order."""
 
     def within(self, tolerance_m: float = 1e-6, tolerance_rad: float = 1e-6) -> bool:
         """Whether the paths are equal up to a tolerance."""
-        return self.largest_m <= tolerance_m and self.heading_rad <= tolerance_rad and self.same_markers
+        return self.largest_m <= tolerance_m and self.largest_rad <= tolerance_rad and self.same_markers
 
 
 def compare(path: Path, expected: Path) -> Deviation:
     """Compares a path with the one that it should be, tick by tick."""
     ticks = max(len(path.poses), len(expected.poses))
-    pairs = zip(_waiting(path, ticks), _waiting(expected, ticks))
+    pairs = list(zip(_waiting(path, ticks), _waiting(expected, ticks)))
     return Deviation(
         largest_m=max(math.hypot(one.x_m - other.x_m, one.y_m - other.y_m) for one, other in pairs),
-        heading_rad=abs(path.end.heading_rad - expected.end.heading_rad),
+        largest_rad=max(abs(one.heading_rad - other.heading_rad) for one, other in pairs),
         same_markers=[one.action for one in path.markers] == [other.action for other in expected.markers],
     )
 

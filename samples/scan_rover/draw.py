@@ -30,6 +30,8 @@ TRUE, DRIVEN = "#f2c66d", "#2b6cb0"
 RIGHT, WRONG = "#2f8f4e", "#c8362b"
 COLUMNS = 5
 GRID_M = 0.5
+LEAST_M = 0.1
+"""What is nearer than this is one place: a rover does not come back to the millimetre."""
 MARKERS = {"I_JUMP": ("^", "#8e44ad", "jump"), "I_LOOK": ("o", "#d9480f", "look")}
 
 
@@ -81,7 +83,7 @@ def _draw_command(panel: Axes, command: dict[str, Any]) -> None:
     driven, true = _points(command["driven"]), _points(command["true"])
     panel.plot(*zip(*true), color=TRUE, linewidth=8, solid_capstyle="round", solid_joinstyle="round", zorder=2)
     panel.plot(*zip(*driven), color=DRIVEN, linewidth=2, zorder=3)
-    _draw_directions(panel, driven)
+    _draw_directions(panel, [_point(pose) for pose in command["step_ends"]])
     _draw_markers(panel, command["driven"]["markers"])
     # larger than the end's symbol, which often lies on it
     panel.plot(*driven[0], color=INK, marker="o", markerfacecolor="white", markersize=14, zorder=6)
@@ -104,27 +106,15 @@ def _point(pose: dict[str, float]) -> tuple[float, float]:
     return -pose["y_m"], pose["x_m"]
 
 
-def _draw_directions(panel: Axes, points: list[tuple[float, float]]) -> None:
-    """A small arrowhead in the middle of every straight stretch."""
-    moves = [(after[0] - before[0], after[1] - before[1]) for before, after in pairwise(points)]
-    stretch: list[int] = []
-    for index, (dx, dy) in enumerate([*moves, (0.0, 0.0)]):
-        if stretch and (math.hypot(dx, dy) < 1e-6 or _turned(moves[stretch[-1]], (dx, dy))):
-            middle = stretch[len(stretch) // 2]
-            panel.annotate(
-                "",
-                xytext=points[middle],
-                xy=(points[middle][0] + 0.01 * moves[middle][0], points[middle][1] + 0.01 * moves[middle][1]),
-                arrowprops={"arrowstyle": "-|>", "color": DRIVEN, "mutation_scale": 13, "shrinkA": 0, "shrinkB": 0},
-                zorder=4,
-            )
-            stretch = []
-        if math.hypot(dx, dy) >= 1e-6:
-            stretch.append(index)
-
-
-def _turned(before: tuple[float, float], after: tuple[float, float]) -> bool:
-    return abs(before[0] * after[1] - before[1] * after[0]) > 1e-9
+def _draw_directions(panel: Axes, ends: list[tuple[float, float]]) -> None:
+    """A small arrowhead in the middle of every step that leads somewhere."""
+    for before, after in pairwise(ends):
+        dx, dy = after[0] - before[0], after[1] - before[1]
+        if math.hypot(dx, dy) < LEAST_M:
+            continue
+        middle, beyond = ((before[0] + part * dx, before[1] + part * dy) for part in (0.5, 0.51))
+        style = {"arrowstyle": "-|>", "color": DRIVEN, "mutation_scale": 13, "shrinkA": 0, "shrinkB": 0}
+        panel.annotate("", xytext=middle, xy=beyond, arrowprops=style, zorder=4)
 
 
 def _draw_markers(panel: Axes, markers: list[dict[str, Any]]) -> None:
@@ -132,7 +122,7 @@ def _draw_markers(panel: Axes, markers: list[dict[str, Any]]) -> None:
     counts: dict[tuple[str, float, float], int] = {}
     for marker in markers:
         x, y = _point(marker["pose"])
-        key = (marker["action"], round(x, 3), round(y, 3))
+        key = (marker["action"], _place(x), _place(y))
         counts[key] = counts.get(key, 0) + 1
     for (action, x, y), count in counts.items():
         shape, color, _ = MARKERS[action]
@@ -142,6 +132,10 @@ def _draw_markers(panel: Axes, markers: list[dict[str, Any]]) -> None:
         if count > 1:
             style: dict[str, Any] = {"color": color, "fontsize": 11, "weight": "bold", "ha": "center", "va": "center"}
             panel.annotate(str(count), (x, y), (side * 19, 12), textcoords="offset points", zorder=8, **style)
+
+
+def _place(coordinate_m: float) -> float:
+    return round(coordinate_m / LEAST_M) * LEAST_M
 
 
 def _frame_panel(panel: Axes, points: list[tuple[float, float]]) -> None:

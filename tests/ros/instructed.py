@@ -13,64 +13,32 @@ import sys
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
-from lifecycle_msgs.srv import ChangeState
-from rclpy.qos import DurabilityPolicy, QoSProfile
-from std_msgs.msg import String
-from std_srvs.srv import Trigger
+from std_srvs.srv import SetBool, Trigger
 
-from edge_ros_bridge.client import TRANSITIONS
-from edge_ros_bridge.motion import Pose
 from peer import answer_requests
-from rover import LATCHED, Rover, listen
-
-RESTS = 20
-"""Poses that are the same when it stands: for 0.4 s."""
-
-STATUSES = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+from rover import ask_estop, listen
+from simulated_rover import InstructedRover
 
 
-class Instructed(Rover):
-    """A client of the nodes control and instruct."""
+class Instructed(InstructedRover):
+    """One that hears more, and can be stopped."""
 
     def __init__(self, namespace: str) -> None:
-        super().__init__(namespace)
-        self.pose, self.path = Pose(), list[Pose]()
-        for name, topic, qos in (("plan", "plan", LATCHED), ("status", "status", STATUSES), ("error", "refusal", 10)):
-            self.listen(String, f"instruct/{name}", topic, qos)
-        self.listen(String, "control/progress", "progress", STATUSES)
-        self._instruction = self.node.create_publisher(String, "instruct/instruction", 10)
-        for node in ("control", "instruct"):
-            self._services[node] = self.node.create_client(ChangeState, f"{node}/change_state")
+        super().__init__(namespace=namespace)
         self.diagnosis = ["", ""]
         """Level and message of the node instruct."""
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._hear_diagnosis, 10)
         self._services["cancel"] = self.node.create_client(Trigger, "instruct/cancel")
+        self.serve(SetBool, "estop")
 
-    def begin(self) -> None:
-        """Configures and activates both nodes."""
-        self.wait(self._instruction.get_subscription_count, "a node that is instructed", 20)
-        self.wait_until_matched()
-        for node in ("control", "instruct"):
-            for transition in ("configure", "activate"):
-                if not self.change(node, transition):
-                    raise AssertionError(f"{node} did not {transition}")
-
-    def change(self, node: str, transition: str) -> bool:
-        """A transition of one of the nodes."""
-        request = ChangeState.Request()
-        request.transition.id = TRANSITIONS[transition]
-        return bool(self.call(node, request, 60).success)
+    def estop(self, data: bool) -> list[Any]:
+        """Asks the service."""
+        return ask_estop(self, data)
 
     def cancel(self) -> list[Any]:
         """Asks the service."""
         response = self.call("cancel", Trigger.Request(), 10)
         return [response.success, response.message]
-
-    def instruct(self, text: str) -> None:
-        """Forgets what was before, and says it."""
-        self.events.clear()
-        self.path.clear()
-        self._instruction.publish(String(data=text))
 
     def wait_status(self, state: str, step: int = 0, timeout_s: float = 45.0) -> list[dict[str, Any]]:
         """Until the instruction is in a state, or beyond a step of its plan; everything that was said since."""
@@ -92,15 +60,6 @@ class Instructed(Rover):
         self.wait(lambda: last().get("state") in states, f"{states} after {last()}", 20)
         return last()
 
-    def statuses(self) -> list[dict[str, Any]]:
-        """What was said of instructions."""
-        return [json.loads(event.data) for event in self.received("status")]
-
-    def rest(self, seconds: float = 20.0) -> list[float]:
-        """Until the rover stands, not only between two steps; where it is then."""
-        self.wait(lambda: len(self.path) > RESTS and len(set(self.path[-RESTS:])) == 1, "the rover to stand", seconds)
-        return [self.pose.x_m, self.pose.y_m, self.pose.heading_rad]
-
     def wait_diagnosis(self, level: str, message: str) -> None:
         """Until the node instruct says so."""
         said = lambda: self.diagnosis[0] == level and self.diagnosis[1].startswith(message)  # noqa: E731
@@ -111,23 +70,21 @@ class Instructed(Rover):
             if status.hardware_id.endswith("/instruct"):
                 self.diagnosis = [str(status.level[0]), status.message]
 
-    def _step(self) -> None:
-        super()._step()
-        self.path.append(self.pose)
-
     def spin_until_asked(self) -> None:
         """Drives on until there is a line on standard input, or its end."""
         while not select.select([sys.stdin], [], [], 0)[0]:
             self._executor.spin_once(timeout_sec=0.02)
 
 
-METHODS = ("begin", "change", "cancel", "instruct", "wait_status", "rest", "estop", "wait_diagnosis", "wait_progress")
+METHODS = ("begin", "change", "cancel", "instruct", "wait_status", "estop", "wait_diagnosis", "wait_progress")
 
 
 def do(rover: Instructed, call: str, request: dict[str, Any]) -> Any:
     """One request; the answer is something that JSON can hold."""
     if call in METHODS:
         return getattr(rover, call)(*request.pop("states", ()), **request)
+    if call == "rest":
+        return dataclasses.astuple(rover.rest())
     if call == "path":
         return [dataclasses.astuple(pose) for pose in rover.path]
     if call == "wait":

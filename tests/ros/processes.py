@@ -16,6 +16,7 @@ from typing import Any
 
 from edge_ros_bridge.motion import Velocity
 from places import ROOT
+from places import ROVER as SCAN_ROVER
 
 GO_HOME = ROOT / "samples" / "ros_control"
 ROVER = Path(__file__).with_name("rover.py")
@@ -125,7 +126,8 @@ class Ros:
 
     def _environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if name not in WHEELS_VARIABLES}
-        rooms = (ROOT, ROOT / "plugins", ROOT / "ros_bridge", GO_HOME)  # this checkout, whatever is installed
+        # this checkout, whatever is installed
+        rooms = (ROOT, ROOT / "plugins", ROOT / "ros_bridge", GO_HOME, SCAN_ROVER)
         return kept | {
             "PYTHONPATH": os.pathsep.join(map(str, rooms)),
             "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",

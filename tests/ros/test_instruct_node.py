@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from edge_ros_bridge.motion import Pose, Speeds, integrate, plan
-from places import ROOT
+from places import ROOT, ROVER
 from processes import INSTRUCTED, Peer, Ros, end
 from scan import interpret
 
 CONFIG = ROOT / "ros_bridge" / "config"
-FILES = {"instruct": [CONFIG / "instruct.yaml"], "control": [CONFIG / "control.yaml"]}
-POLICY = {"policy_entry": "edge_ros_bridge.following:make", "policy": CONFIG / "rover_policy.json"}
-PATIENT = {"max_age_ms": 2000.0, "hold_after_ms": 2000.0, "decay_after_ms": 3000.0, "stop_after_ms": 10000.0}
+SIMULATION = ROVER / "simulation.yaml"
 """What is tested here is not what the loop does when this machine is busy with something else."""
+FILES = {"instruct": [CONFIG / "instruct.yaml"], "control": [CONFIG / "control.yaml", SIMULATION]}
+POLICY = {"policy_entry": "edge_ros_bridge.following:make", "policy": CONFIG / "rover_policy.json"}
 
 LONG, SHORT = "run around left thrice", "turn left"
 NEAR_M = 0.05
@@ -35,7 +35,7 @@ def driven(
     """A rover whose nodes the tests of this module share, and the process of instruct; each test leaves both active."""
     room = Ros.new(ros_python, tmp_path_factory.mktemp("instruct"))
     instruct = room.node("instruct_node", files=FILES["instruct"], bundle=scan_bundle)
-    control = room.node("control_node", files=FILES["control"], **POLICY, **PATIENT)
+    control = room.node("control_node", files=FILES["control"], **POLICY)
     with instruct as node, control, room.peer(INSTRUCTED) as rover:
         rover.call("begin")
         yield rover, node
@@ -179,7 +179,7 @@ def test_a_killed_instructor_stops_the_robot_when_its_lease_ends(driven: tuple[P
 
 
 def test_one_process_in_a_namespace_drives_with_stamped_twists(ros: Ros, scan_bundle: Path, tmp_path: Path) -> None:
-    control = POLICY | PATIENT | {"command": "twist_stamped", "command_topic": "cmd_vel_stamped"}
+    control = POLICY | {"command": "twist_stamped", "command_topic": "cmd_vel_stamped"}
     own = {"/**/control": control, "/**/instruct": {"bundle": scan_bundle}}  # -p takes no node of a namespace
     content = {node: {"ros__parameters": settings} for node, settings in own.items()}
     (tmp_path / "own.yaml").write_text(json.dumps(content, default=str))  # which is YAML too

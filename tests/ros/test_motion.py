@@ -20,6 +20,7 @@ from edge_ros_bridge.motion import (
     Speeds,
     Velocity,
     actions_of,
+    advance,
     compare,
     integrate,
     plan,
@@ -28,6 +29,7 @@ from edge_ros_bridge.player import MotionPlayer
 from edge_sdk.errors import ConfigError
 
 action_lists = st.lists(st.sampled_from(ACTIONS), max_size=48)
+poses = st.builds(Pose, st.floats(-9, 9), st.floats(-9, 9), st.floats(-9, 9))
 sensible_speeds = st.builds(
     Speeds, linear_m_s=st.floats(0.05, 10), angular_rad_s=st.floats(0.1, 20), rate_hz=st.floats(1, 200)
 )
@@ -108,8 +110,20 @@ def test_compare_sees_a_wrong_turn_a_missing_jump_and_an_early_end() -> None:
     assert compare(path_of("I_TURN_RIGHT I_WALK I_JUMP"), true).largest_m == pytest.approx(1.0)
     assert not compare(path_of("I_TURN_LEFT I_WALK"), true).same_markers
     assert compare(path_of("I_TURN_LEFT"), true).largest_m == pytest.approx(0.5)
-    assert compare(path_of("I_TURN_LEFT I_WALK I_JUMP I_TURN_LEFT"), true).heading_rad == pytest.approx(math.pi / 2)
+    assert compare(path_of("I_TURN_LEFT I_WALK I_JUMP I_TURN_LEFT"), true).largest_rad == pytest.approx(math.pi / 2)
     assert not compare(path_of("I_TURN_LEFT I_WALK I_JUMP I_TURN_LEFT"), true).within()
+    swapped = compare(path_of("I_TURN_RIGHT I_TURN_LEFT"), path_of("I_TURN_LEFT I_TURN_RIGHT"))
+    assert swapped.largest_rad == pytest.approx(math.pi)
+    assert not swapped.within()
+
+
+@given(poses, poses, st.floats(0, 2))
+def test_what_is_seen_from_a_pose_is_ahead_where_that_one_goes(origin: Pose, other: Pose, metres: float) -> None:
+    ahead = advance(origin, Velocity(linear_x=metres), 1.0).seen_from(origin)
+    assert (ahead.x_m, ahead.y_m, ahead.heading_rad) == pytest.approx((metres, 0.0, 0.0), abs=1e-9)
+    seen = other.seen_from(origin)
+    assert math.hypot(seen.x_m, seen.y_m) == pytest.approx(math.dist((origin.x_m, origin.y_m), (other.x_m, other.y_m)))
+    assert seen.heading_rad == other.heading_rad - origin.heading_rad
 
 
 def test_the_player_plays_motions_one_after_the_other() -> None:
