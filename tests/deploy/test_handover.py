@@ -10,23 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from edge_sdk.deploy.store import Store
 from links import free_port
+from services import service, until, versioned
 from small_bundles import install, runs, small_bundle
-from test_service import service, until, versioned
 
 QUESTION = {"model": "edge", "messages": [{"role": "user", "content": "walk around left thrice"}], "temperature": 0}
 TIMEOUT_S = 300
-
-
-@pytest.fixture
-def store(scan_bundle: Path, tmp_path: Path) -> Store:
-    made = Store(tmp_path / "store")
-    made.configure(b'{"healthy_after_s": 0.5, "max_starts": 2}', None)
-    install(made, versioned(scan_bundle, tmp_path / "one", "1"))
-    return made
 
 
 class Asking:

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import openai
 import pytest
 
-from edge_sdk import Bundle
-from edge_sdk.bundle import MANIFEST
 from edge_sdk.cli import main
 from edge_sdk.deploy.run import address, listen
 from edge_sdk.deploy.send import settled
@@ -29,51 +21,14 @@ from edge_sdk.deploy.service import UNIT, install_service, unit
 from edge_sdk.deploy.store import Store
 from edge_sdk.errors import ConfigError, DeployError
 from links import Server, free_port
+from services import service, until, versioned
 from small_bundles import install, runs, small_bundle
-
-
-def versioned(bundle: Path, folder: Path, version: str) -> Bundle:
-    """A copy with another version."""
-    shutil.copytree(bundle, folder, ignore=shutil.ignore_patterns("engines"))
-    manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["provenance"]["version"] = version
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-    return Bundle.open(folder)
-
-
-def until(what: Callable[[], bool], timeout_s: float = 300) -> None:
-    """Waits for something to become true."""
-    end = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.1)
-
-
-@contextmanager
-def service(store: Store, port: int, *more: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """What the systemd unit starts."""
-    command = [sys.executable, "-m", "edge_sdk.deploy.run", str(store.folder), "--settings", str(store.settings_folder)]
-    command += ["--", "--port", str(port)]
-    process = subprocess.Popen([*command, "--threads", "1", *more], env=os.environ | environment)
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
 
 
 def answers(port: int) -> bool:
     with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as response:
         return bool(response.status == 200)
     return False
-
-
-@pytest.fixture
-def store(scan_bundle: Path, tmp_path: Path) -> Store:
-    made = Store(tmp_path / "store")
-    made.configure(b'{"healthy_after_s": 0.5, "max_starts": 2}', None)
-    install(made, versioned(scan_bundle, tmp_path / "one", "1"))
-    return made
 
 
 def test_a_bundle_that_does_not_start_is_given_up_for_the_one_before(store: Store, tmp_path: Path) -> None:
