@@ -123,6 +123,7 @@ class ModelPolicy:
     def measure_step_ms(self) -> float:
         """The median time of a step in milliseconds, at the end of the longest episode; then begins an episode."""
         observation = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in self.config.observations}
+        self.reset()
         self.infer(observation)  # the first one takes longer
         taken_ns: list[int] = []
         while len(taken_ns) < WARM_UP_STEPS and sum(taken_ns) < WARM_UP_S * 1e9:

@@ -78,7 +78,8 @@ class ImageEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         batch, length = pixels.shape[:2]
-        x = self.normalize(pixels.reshape(-1, *self.shape)).permute(0, 3, 1, 2)
+        # to float first: TensorRT does nothing else with uint8
+        x = self.normalize(pixels).reshape(-1, *self.shape).permute(0, 3, 1, 2)
         for index, convolution in enumerate(self.convolutions):
             x = convolution(x) if index == 0 else convolution(F.relu(x))
         weights = x.flatten(2).softmax(-1)  # (batch * length, channels, places)
