@@ -38,6 +38,7 @@ from edge_sdk.control.recording_format import (
 )
 from edge_sdk.errors import RecordingError, explain
 from edge_sdk.files import sync
+from edge_sdk.queues import until_closed
 
 LOG = logging.getLogger("edge_sdk")
 
@@ -173,26 +174,16 @@ class Recorder:
             LOG.error("%s: %s", self.path, self._error)
 
     def _write_until_closed(self) -> None:
-        flush_at = time.monotonic() + FLUSH_S
-        while True:
-            left_s = flush_at - time.monotonic()
-            if left_s <= 0:
-                self._topics.flush()
-                self._on_disk = self._written.copy()
-                flush_at = time.monotonic() + FLUSH_S
-                continue
-            try:
-                item = self._queue.get(timeout=left_s)
-            except queue.Empty:
-                continue
-            if item is None:
-                break
-            record, sequence, size = item
+        for record, sequence, size in until_closed(self._queue, self._flush, FLUSH_S):
             self._topics.write(record, sequence)
             with self._lock:
                 self._queued_bytes -= size
                 self._written[NAMES[type(record)]] += 1
         self._topics.finish(seen=self._seen, written=self._written)
+
+    def _flush(self) -> None:
+        self._topics.flush()
+        self._on_disk = self._written.copy()
 
 
 class _Topics:

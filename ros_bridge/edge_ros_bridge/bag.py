@@ -11,9 +11,8 @@ import os
 import queue
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 from edge_sdk.control.recording_reader import ExactReader
 from edge_sdk.errors import EdgeError, explain
 from edge_sdk.files import sync
+from edge_sdk.queues import until_closed
 
 if TYPE_CHECKING:
     from rosbags.interfaces import Connection, Qos
@@ -130,19 +130,8 @@ class Bag:
                 self._writer.abort()
 
     def _write_until_closed(self) -> None:
-        flush_at = time.monotonic() + FLUSH_S
-        while True:
-            left_s = flush_at - time.monotonic()
-            if left_s <= 0:
-                self._flush()
-                flush_at = time.monotonic() + FLUSH_S
-                continue
-            try:
-                item = self._queue.get(timeout=left_s)
-            except queue.Empty:
-                continue
-            if item is None:
-                return
+        items: Iterator[_Topic | _Message] = until_closed(self._queue, self._flush, FLUSH_S)
+        for item in items:
             if isinstance(item, _Topic):
                 self._connections[item.name] = self._writer.add_connection(
                     item.name, item.kind, typestore=item.types, offered_qos_profiles=item.qos
