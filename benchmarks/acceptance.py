@@ -11,6 +11,7 @@ turn, the signs of its second half of values turned.
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,7 +26,6 @@ from onnx import TensorProto, helper
 from edge_sdk import Bundle
 from edge_sdk.bundle import ENGINES, GRAPH, WEIGHTS
 from edge_sdk.deploy.acceptance import add_acceptance, check
-from edge_sdk.errors import DeployError
 
 LARGE = 1024
 """Numbers in a tensor that is altered."""
@@ -120,11 +120,8 @@ def round_values(path: Path, kind: int) -> None:
 
 
 def error(bundle: Bundle) -> float:
-    """As the check finds it."""
-    try:
-        return check(bundle, device="cpu", step_budget_ms=1e9).error
-    except DeployError as refused:
-        return float(str(refused).split("an error of ")[1].split(". ")[0].split(",")[0])
+    """As the check finds it, of vectors that tolerate any."""
+    return check(bundle, device="cpu", step_budget_ms=math.inf).error
 
 
 def copied(bundle: Bundle, folder: Path) -> Bundle:
@@ -141,7 +138,7 @@ def main() -> None:
     given = Bundle.open(parser.parse_args().bundle)
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
-        accepted = add_acceptance(copied(given, folder / "accepted").path)
+        accepted = add_acceptance(copied(given, folder / "accepted").path, tolerance=math.inf)
         print(f"as exported: {error(accepted):.2g}")
         for name, change in ROUNDINGS.items():
             one = copied(accepted, folder / "one")

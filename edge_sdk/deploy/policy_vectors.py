@@ -57,11 +57,12 @@ class ActionVectors:
         """
         spec = bundle.manifest.model.policy
         assert spec is not None
-        parts = recorded or _drawn(bundle, spec)
+        codec = InstructionCodec(bundle.path) if spec.instruction else None
+        parts = recorded or _drawn(spec, codec)
         instructions = [part.instruction if spec.instruction else "" for part in parts]
         steps = min(_steps(spec, part) for part in parts)
         if (limit := max_positions(bundle.manifest.model)) is not None:
-            steps = min(steps, limit - max(len(_encoded(bundle, text)) for text in instructions))
+            steps = min(steps, limit - max(_length(codec, text) for text in instructions))
         observations = {
             one.name: np.stack([part.observations[one.name][:steps] for part in parts])
             for one in spec.schema.observations
@@ -133,12 +134,12 @@ def _steps(spec: PolicySpec, part: Recorded) -> int:
     return steps.pop()
 
 
-def _drawn(bundle: Bundle, spec: PolicySpec) -> list[Recorded]:
-    """What might have been recorded."""
+def _drawn(spec: PolicySpec, codec: InstructionCodec | None) -> list[Recorded]:
+    """What might have been recorded; ``codec`` is of a policy that reads an instruction."""
     rng = np.random.default_rng(0)
     return [
         Recorded(
-            _instruction(bundle, rng) if spec.instruction else "",
+            "" if codec is None else _instruction(codec, rng),
             {one.name: _observed(one, rng) for one in spec.schema.observations},
         )
         for _ in range(EPISODES)
@@ -152,11 +153,12 @@ def _observed(spec: ObservationSpec, rng: np.random.Generator) -> np.ndarray:
     return spec.normalization.scaling().unnormalize(0.5 * rng.standard_normal((STEPS, *spec.shape)))
 
 
-def _instruction(bundle: Bundle, rng: np.random.Generator) -> str:
+def _instruction(codec: InstructionCodec, rng: np.random.Generator) -> str:
     """Some tokens as a text."""
-    tokenizer = InstructionCodec(bundle.path).tokenizer
+    tokenizer = codec.tokenizer
     return str(tokenizer.decode(rng.integers(0, tokenizer.get_vocab_size(), WORDS).tolist()))
 
 
-def _encoded(bundle: Bundle, instruction: str) -> list[int]:
-    return InstructionCodec(bundle.path).encode(instruction) if instruction else []
+def _length(codec: InstructionCodec | None, instruction: str) -> int:
+    """Of an instruction in tokens."""
+    return len(codec.encode(instruction)) if codec is not None and instruction else 0
