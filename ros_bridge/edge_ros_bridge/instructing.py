@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from edge_ros_bridge.plans import Order, Plan, PlanError, Progress, Rules, Step
+from edge_ros_bridge.plans import Order, Part, Plan, PlanError, Progress, Rules, Step
 from edge_sdk.errors import EdgeError
 
 State = Literal["idle", "thinking", "driving", "done", "refused", "failed", "stopped", "cancelled", "replaced"]
@@ -25,7 +25,7 @@ UNFIT = {"stopped", "inactive"}
 """Progress without an order that says that nothing can be driven now."""
 
 
-class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Status(Part, frozen=True, kw_only=True, omit_defaults=True):
     """What became of the last instruction, as it is published."""
 
     state: State
@@ -35,10 +35,6 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The one that is being driven, from 1."""
     steps: int = 0
     reason: str = ""
-
-    def json(self) -> str:
-        """As it is sent."""
-        return msgspec.json.encode(self).decode()
 
 
 @dataclass(frozen=True)

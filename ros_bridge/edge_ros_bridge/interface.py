@@ -75,6 +75,9 @@ BUNDLE_AUTOSTART = Parameter(
 ERROR = Topic("~/error", "std_msgs/String", "out", "What is wrong, in words; in every state")
 DIAGNOSTICS = Topic("/diagnostics", "diagnostic_msgs/DiagnosticArray", "out", "Once a second, in every state")
 
+LAST, RECENT = Qos(depth=1, durability="transient_local"), Qos(depth=10, durability="transient_local")
+"""Of topics whose last messages reach those who come late."""
+
 LANGUAGE = Interface(
     node="language",
     parameters=(
@@ -108,7 +111,7 @@ LANGUAGE = Interface(
             "std_msgs/String",
             "out",
             "The whole answer; who comes later gets the last one",
-            Qos(depth=1, durability="transient_local"),
+            LAST,
         ),
         Topic("cmd_vel", "geometry_msgs/Twist", "out", "The motion; its last message is all zeros, idle is silent"),
         ERROR,
@@ -120,10 +123,6 @@ LANGUAGE = Interface(
         Service("~/session", "edge_sdk_msgs/srv/ManageSession", "Saves, restores, forks, resets, closes a session"),
     ),
 )
-
-STEP = Qos(depth=1)
-PROGRESS = Qos(depth=10, durability="transient_local")
-"""Of the topics between the nodes instruct and control."""
 
 CONTROL = Interface(
     node="control",
@@ -155,10 +154,12 @@ CONTROL = Interface(
             "std_msgs/Bool",
             "out",
             "Whether the stop is latched",
-            Qos(depth=1, durability="transient_local"),
+            LAST,
         ),
-        Topic("~/step", "std_msgs/String", "in", "A step of a plan as JSON, for a policy that does steps", STEP),
-        Topic("~/progress", "std_msgs/String", "out", "What became of the step, as JSON", PROGRESS),
+        Topic(
+            "~/step", "std_msgs/String", "in", "A step of a plan as JSON, for a policy that does steps", Qos(depth=1)
+        ),
+        Topic("~/progress", "std_msgs/String", "out", "What became of the step, as JSON", RECENT),
         ERROR,
         DIAGNOSTICS,
     ),
@@ -187,17 +188,23 @@ INSTRUCT = Interface(
             "std_msgs/String",
             "out",
             "The valid plan as JSON, before it is driven; who comes later gets the last one",
-            Qos(depth=1, durability="transient_local"),
+            LAST,
         ),
         Topic(
             "~/status",
             "std_msgs/String",
             "out",
             "What becomes of the instruction, as JSON",
-            Qos(depth=10, durability="transient_local"),
+            RECENT,
         ),
-        Topic("control/step", "std_msgs/String", "out", "The step to do now, again and again; empty is to stand", STEP),
-        Topic("control/progress", "std_msgs/String", "in", "What the control node says of it", PROGRESS),
+        Topic(
+            "control/step",
+            "std_msgs/String",
+            "out",
+            "The step to do now, again and again; empty is to stand",
+            Qos(depth=1),
+        ),
+        Topic("control/progress", "std_msgs/String", "in", "What the control node says of it", RECENT),
         ERROR,
         DIAGNOSTICS,
     ),

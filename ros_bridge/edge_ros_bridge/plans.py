@@ -24,14 +24,14 @@ UNITS: Mapping[Motion, str] = {"forward": "m", "turn": "rad", "wait": "s", "jump
 
 LONGEST_LEASE_S = 60.0
 
-Sent = TypeVar("Sent", bound="_Part")
+Sent = TypeVar("Sent", bound="Part")
 
 
 class PlanError(EdgeError, ValueError):
     """An answer is not a plan, or not one that may be driven."""
 
 
-class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of what is sent. Raises ConfigError for a value that makes no sense."""
 
     def json(self) -> str:
@@ -39,7 +39,7 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return msgspec.json.encode(self).decode()
 
 
-class Step(_Part, frozen=True):
+class Step(Part, frozen=True):
     """One step of a plan."""
 
     name: str
@@ -55,7 +55,7 @@ class Step(_Part, frozen=True):
         _require(0 < self.timeout_s < math.inf, f"{self.name}: timeout_s", "more than 0", self.timeout_s)
 
 
-class StepKind(_Part, frozen=True):
+class StepKind(Part, frozen=True):
     """What steps of a name there may be."""
 
     name: str
@@ -85,7 +85,7 @@ class StepKind(_Part, frozen=True):
         return Step(name=self.name, motion=self.motion, amount=amount, timeout_s=self.timeout_s)
 
 
-class Plan(_Part, frozen=True):
+class Plan(Part, frozen=True):
     """What is to be done, valid by its rules."""
 
     plan: str
@@ -94,7 +94,7 @@ class Plan(_Part, frozen=True):
     steps: tuple[Step, ...]
 
 
-class Order(_Part, frozen=True):
+class Order(Part, frozen=True):
     """One step, asked of who drives; it holds for ``lease_s`` after it was last said."""
 
     plan: str
@@ -112,7 +112,7 @@ class Order(_Part, frozen=True):
         return f"{self.plan}/{self.index}"
 
 
-class Progress(_Part, frozen=True):
+class Progress(Part, frozen=True):
     """What who drives says of an order."""
 
     state: Literal["standing", "moving", "done", "failed", "stopped", "inactive"]
@@ -121,7 +121,7 @@ class Progress(_Part, frozen=True):
     reason: str = ""
 
 
-class Rules(_Part, frozen=True):
+class Rules(Part, frozen=True):
     """Which plans may be driven. Raises ConfigError for rules that allow none."""
 
     kinds: tuple[StepKind, ...]
