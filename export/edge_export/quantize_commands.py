@@ -103,10 +103,7 @@ def quantize(
         require_target(out, FILE, checkpoint, data, test)
     elif not (report_only or dry_run):
         raise ConfigError(explain("--out", expected="a folder, or --report-only", found="none", todo="Give one."))
-    source = Checkpoint(checkpoint)
-    if source.config.policy is not None:
-        todo = "Store it with `edge-export onnx --weights int8` or int4."
-        raise ConfigError(explain(str(checkpoint), expected="a language model", found="a policy", todo=todo))
+    source = _language_model(checkpoint)
     codec, end = TextCodec(checkpoint), end_token(source.config)
     request = chosen(
         {
@@ -132,14 +129,22 @@ def quantize(
     if dry_run:
         estimate = estimate_quantize(checkpoint, source, request, batches, scored, compared=not no_report)
         show_estimate(estimate, out or Path())
-        return
-    if report_only or out is None:
+    elif report_only or out is None:
         compared = settings(source.config, block_size)
         show_report(report(load_model(checkpoint).eval(), scored, compared, block_size, step))
-        return
-    plan, rows = write_plan(checkpoint, source, request, batches, None if no_report else scored, step, out)
-    show_report(rows)
-    console.print(f"{out}: {plan.label}; next: edge-export onnx {checkpoint} --plan {out} --out ...")
+    else:
+        plan, rows = write_plan(checkpoint, source, request, batches, None if no_report else scored, step, out)
+        show_report(rows)
+        console.print(f"{out}: {plan.label}; next: edge-export onnx {checkpoint} --plan {out} --out ...")
+
+
+def _language_model(path: Path) -> Checkpoint:
+    """Raises ConfigError for a policy."""
+    source = Checkpoint(path)
+    if source.config.policy is not None:
+        todo = "Store it with `edge-export onnx --weights int8` or int4."
+        raise ConfigError(explain(str(path), expected="a language model", found="a policy", todo=todo))
+    return source
 
 
 def write_plan(
