@@ -172,7 +172,7 @@ def test_a_killed_instructor_stops_the_robot_when_its_lease_ends(driven: tuple[P
     rover.call("rest")
     progress = rover.call("wait_progress", states=["stopped", "done"])  # the step may have ended before the lease did
     assert progress["reason"] in ("", "it was not ordered again for 1 s")
-    assert 0 < int(progress["order"].split("/")[1]) < 5
+    assert int(progress["order"].split("/")[1]) < 5  # of 24; the second order may have been lost with its sender
     stood = rover.call("rest")
     rover.call("listen", seconds=0.5, topic="status")
     assert rover.call("rest") == stood
