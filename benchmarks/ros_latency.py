@@ -68,7 +68,6 @@ def main() -> None:
         **prompts(options.bundle, rounds, options.threads),
         **commands("odometry", rounds),
         **commands("image", rounds),
-        **commands("image", rounds, reliable=True),
     }
     for quantile_ in ("p50", "p99"):
         apart = record["model_first_token_ms"][quantile_] + record["echo_1kb_ms"][quantile_]
@@ -168,23 +167,19 @@ def _is_whole(client: LanguageClient) -> bool:
     return bool("".join(token.data for token in client.received("tokens")) == text.data)
 
 
-def commands(kind: str, rounds: int, *, reliable: bool = False) -> dict[str, Any]:
+def commands(kind: str, rounds: int) -> dict[str, Any]:
     """The age of the message behind a command when that arrives, and the commands' intervals; 25 Hz.
 
     Every message holds its number, and the command's speed tells which one it comes from. ``kind``: odometry or image.
-    ``reliable``: the node asks again for what was lost on the way, instead of taking what comes.
     """
     settings = ["policy_entry:=counting_policy:make", f"policy:={kind}", f"sources.{kind}.type:={kind}"]
     if kind == "odometry":
         settings.append("sources.odometry.fields:=[pose.pose.position.x]")
-    if reliable:
-        settings.append(f"qos_overrides./{kind}.subscription.reliability:=reliable")
     arguments = [item for each in (*settings, "autostart:=true") for item in ("-p", each)]
     program = ("-m", "edge_ros_bridge.control_node", "--ros-args", *arguments)
     with process(*program) as node, NodeClient("control") as client:
         found = _commands(client, kind, node.pid, min(rounds, 500))
-    name = f"reliable_{kind}" if reliable else kind
-    return {f"{name}_{key}": value for key, value in found.items()}
+    return {f"{kind}_{name}": value for name, value in found.items()}
 
 
 def _numbered_odometry(number: int) -> Odometry:
