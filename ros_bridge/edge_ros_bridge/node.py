@@ -330,7 +330,7 @@ def run(kinds: Sequence[type[BridgeNode]], args: list[str] | None = None) -> int
     interrupt = Interrupt()  # after EventsExecutor, which takes the signals too
     nodes = list[BridgeNode]()
     try:
-        nodes += [kind() for kind in kinds]
+        nodes += [kind() for kind in kinds]  # type: ignore[call-arg]  # each has an interface of its own
     except ParameterException as error:
         get_logger("edge_ros_bridge").fatal(f"{error}. Correct the value given with -p.")
         rclpy.shutdown()
