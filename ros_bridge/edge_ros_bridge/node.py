@@ -309,32 +309,31 @@ class Interrupt:
         signal.signal(number, signal.SIG_DFL)
 
 
-def executor_for(kinds: Sequence[type[BridgeNode]]) -> Executor:
-    """The quickest of rclpy's executors that may run such nodes.
+def executor_for(nodes: Sequence[BridgeNode]) -> Executor:
+    """The quickest of rclpy's executors that may run these nodes.
 
     SingleThreadedExecutor builds its wait set anew after each message, in Python and holding the interpreter, and the
     model's thread waits for that. EventsExecutor has none; but the process crashes where a topic that has event
     callbacks, as all of ours have, is destroyed while it runs (ros2/rclpy#1644, seen with 7.1.6).
     """
-    threads = sum(kind.threads for kind in kinds)
+    threads = sum(node.threads for node in nodes)
     if threads > 1:
         return MultiThreadedExecutor(num_threads=threads)
-    return EventsExecutor() if all(kind.lasting_topics for kind in kinds) else SingleThreadedExecutor()
+    return EventsExecutor() if all(node.lasting_topics for node in nodes) else SingleThreadedExecutor()
 
 
-def run(kinds: Sequence[type[BridgeNode]], args: list[str] | None = None) -> int:
+def run(kinds: Sequence[Callable[[], BridgeNode]], args: list[str] | None = None) -> int:
     """Runs nodes in this process until SIGINT or SIGTERM. Exit code 1 where an autostart failed."""
     # rclpy's own handlers close the connection at once, and the zero could not be sent any more
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    executor = executor_for(kinds)
-    interrupt = Interrupt()  # after EventsExecutor, which takes the signals too
-    nodes = list[BridgeNode]()
+    interrupt, nodes = Interrupt(), list[BridgeNode]()
     try:
-        nodes += [kind() for kind in kinds]  # type: ignore[call-arg]  # each has an interface of its own
+        nodes += [kind() for kind in kinds]
     except ParameterException as error:
         get_logger("edge_ros_bridge").fatal(f"{error}. Correct the value given with -p.")
         rclpy.shutdown()
         return 1
+    executor = executor_for(nodes)
     for node in nodes:
         executor.add_node(node)
     try:

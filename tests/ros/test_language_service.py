@@ -23,7 +23,7 @@ from edge_ros_bridge.node import executor_for
 from edge_ros_bridge.record_node import RecordNode
 rclpy.init()
 for kinds in ([NODES["language"]], [NODES["instruct"]], [RecordNode], [NODES["control"]], list(NODES.values())):
-    print(type(executor_for(kinds)).__name__)
+    print(type(executor_for([kind() for kind in kinds])).__name__)
 """
 LONG = "walk around left thrice and run around right thrice"
 
