@@ -1,10 +1,14 @@
 """The language node's action ``~/generate`` and service ``~/session``; only where edge_sdk_msgs is installed."""
 
+# mypy: allow-subclassing-any
+# where rclpy is not installed its classes are Any
+
 from __future__ import annotations
 
 import json
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,6 @@ from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from rclpy.task import Future
 
 from edge_ros_bridge.answering import Settings
 from edge_ros_bridge.counting import Answers
@@ -54,11 +57,34 @@ def options_of(goal: Any, settings: Settings) -> Options:
     )
 
 
-class Generating:
-    """Serves goals, each in a thread of its own, and sessions; while a model is there.
+class ThreadedActionServer(ActionServer):
+    """Answers each goal in a thread of its own, while the executor does other things.
 
-    The threads are not the executor's: rclpy's MultiThreadedExecutor adds milliseconds to every message of the node.
+    A coroutine that waits for such a thread would keep rclpy's EventsExecutor busy, and the threads of its
+    MultiThreadedExecutor add milliseconds to every message of the node.
     """
+
+    def __init__(self, node: Node, kind: Any, name: str, answer: Callable[[Any], Any], **options: Any) -> None:
+        """``answer`` is given a goal's handle, ends the goal and returns its result. Other options are rclpy's."""
+        self._served_by, self._answer = node, answer
+        super().__init__(node, kind, name, answer, **options)
+
+    def notify_execute(self, goal_handle: Any, execute_callback: Any) -> None:
+        """What rclpy calls for a goal that was accepted; its own has the executor call ``answer``."""
+        threading.Thread(target=self._work, args=(goal_handle,), name="goal", daemon=True).start()
+
+    def _work(self, handle: Any) -> None:
+        result = Future[Any]()
+        try:
+            result.set_result(self._answer(handle))
+        except Exception as error:  # a bug or an engine's failure: rclpy says it, and aborts the goal
+            result.set_exception(error)
+        if self._served_by.executor is not None:
+            super().notify_execute(handle, lambda _: result.result())
+
+
+class Generating:
+    """Serves goals and sessions while a model is there."""
 
     def __init__(
         self,
@@ -75,17 +101,17 @@ class Generating:
         self._most = 0
         self._open: dict[bytes, Stream | None] = {}
         """Goals that are being answered, None before their stream begins."""
-        self._threads: set[threading.Thread] = set()
-        self._node = node
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        """Of all of the above; tells when a goal has ended."""
         group = ReentrantCallbackGroup()
-        self._action = ActionServer(
+        self._action = ThreadedActionServer(
             node,
             Generate,
             "~/generate",
-            self._execute,
+            self._complete,
             callback_group=group,
             goal_callback=self._accept,
+            handle_accepted_callback=self._begin,
             cancel_callback=self._cancel,
             feedback_pub_qos_profile=QoSProfile(depth=FEEDBACK_DEPTH),
         )
@@ -106,12 +132,10 @@ class Generating:
         """Takes no more goals and ends those that are being answered after their current step; sessions are kept."""
         with self._lock:
             self._active = False
-            streams, threads = list(self._open.values()), list(self._threads)
-        for stream in streams:
-            if stream is not None:
-                stream.cancel()
-        for thread in threads:
-            thread.join(END_TIMEOUT_S)
+            for stream in self._open.values():
+                if stream is not None:
+                    stream.cancel()
+            self._lock.wait_for(lambda: not self._open, END_TIMEOUT_S)
 
     def forget(self) -> None:
         """Frees the sessions too."""
@@ -131,30 +155,13 @@ class Generating:
             stream.cancel()
         return CancelResponse.ACCEPT
 
-    async def _execute(self, handle: Any) -> Any:
-        """Waits for the goal's thread; the executor does other things meanwhile."""
-        future = Future()
-
-        def work() -> None:
-            try:
-                future.set_result(self._complete(handle))
-            except Exception as error:  # a bug or an engine's failure: rclpy says it, and aborts the goal
-                future.set_exception(error)
-            finally:
-                with self._lock:
-                    self._threads.discard(thread)
-                if self._node.executor is not None:
-                    self._node.executor.wake()
-
-        thread = threading.Thread(target=work, name="goal", daemon=True)
+    def _begin(self, handle: Any) -> None:
         with self._lock:
-            self._threads.add(thread)
             self._open[bytes(handle.goal_id.uuid)] = None
-        thread.start()
-        return await future
+        handle.execute()
 
     def _complete(self, handle: Any) -> Any:
-        """Answers a goal; the result."""
+        """Answers a goal, in its thread; the result."""
         key = bytes(handle.goal_id.uuid)
         with self._lock:
             sessions = self._sessions if self._active else None
@@ -171,6 +178,7 @@ class Generating:
         finally:
             with self._lock:
                 self._open.pop(key, None)
+                self._lock.notify_all()
         return result
 
     def _end(self, handle: Any, finish_reason: str) -> None:

@@ -39,6 +39,8 @@ ACKNOWLEDGE_S = 1.0
 class LanguageNode(BridgeNode):
     """Loads a bundle when configured, answers and drives while active."""
 
+    lasting_topics = True
+
     def __init__(self, **options: Any) -> None:
         super().__init__(LANGUAGE, **options)
         self._tokens = self.offer("~/tokens", managed=True)

@@ -32,6 +32,11 @@ try:
 except ImportError:  # Humble
     from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
 
+try:
+    from rclpy.experimental import EventsExecutor
+except ImportError:  # Humble
+    EventsExecutor = SingleThreadedExecutor
+
 from edge_ros_bridge.commands import message_class
 from edge_ros_bridge.counting import Level, Status, machine_values
 from edge_ros_bridge.interface import Interface, Parameter, Qos
@@ -101,6 +106,8 @@ class BridgeNode(LifecycleNode):
 
     threads = 1
     """How many the executor of a process of its own needs."""
+    lasting_topics = False
+    """Whether its publishers and subscriptions live as long as it does."""
 
     def __init__(self, interface: Interface, **options: Any) -> None:
         super().__init__(interface.node, **options)
@@ -302,6 +309,19 @@ class Interrupt:
         signal.signal(number, signal.SIG_DFL)
 
 
+def executor_for(nodes: Sequence[BridgeNode]) -> Executor:
+    """The quickest of rclpy's executors that may run these nodes.
+
+    SingleThreadedExecutor builds its wait set anew after each message, in Python and holding the interpreter, and the
+    model's thread waits for that. EventsExecutor has none; but the process crashes where a topic that has event
+    callbacks, as all of ours have, is destroyed while it runs (ros2/rclpy#1644, seen with 7.1.6).
+    """
+    threads = sum(node.threads for node in nodes)
+    if threads > 1:
+        return MultiThreadedExecutor(num_threads=threads)
+    return EventsExecutor() if all(node.lasting_topics for node in nodes) else SingleThreadedExecutor()
+
+
 def run(kinds: Sequence[Callable[[], BridgeNode]], args: list[str] | None = None) -> int:
     """Runs nodes in this process until SIGINT or SIGTERM. Exit code 1 where an autostart failed."""
     # rclpy's own handlers close the connection at once, and the zero could not be sent any more
@@ -313,8 +333,7 @@ def run(kinds: Sequence[Callable[[], BridgeNode]], args: list[str] | None = None
         get_logger("edge_ros_bridge").fatal(f"{error}. Correct the value given with -p.")
         rclpy.shutdown()
         return 1
-    threads = sum(node.threads for node in nodes)
-    executor = SingleThreadedExecutor() if threads == 1 else MultiThreadedExecutor(num_threads=threads)
+    executor = executor_for(nodes)
     for node in nodes:
         executor.add_node(node)
     try:

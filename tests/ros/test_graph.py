@@ -7,9 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from edge_ros_bridge.interface import COMMAND_QOS, CONTROL, LANGUAGE, SENSOR_QOS, Interface, Qos
+from places import ROOT
 from processes import Ros, end
 
 GRAPH = Path(__file__).with_name("graph.py")
+SHARED_MEMORY = """
+import os, re, sys
+from pathlib import Path
+import rclpy
+if len(sys.argv) > 1:
+    os.environ |= dict.fromkeys(("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"), sys.argv[1])
+rclpy.init()
+node = rclpy.create_node("anybody")
+mapped = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) .* /dev/shm/fast", Path("/proc/self/maps").read_text(), re.MULTILINE)
+print(max(int(end, 16) - int(begin, 16) for begin, end in mapped))
+"""
+FAST_DDS = ROOT / "ros_bridge" / "config" / "fastdds.xml"
 USUAL = {"/parameter_events", "/rosout"}
 
 
@@ -53,3 +66,10 @@ def test_names_types_and_qos_are_those_of_the_tables(ros: Ros, scan_bundle: Path
                 kind = service.type if "/srv/" in service.type else service.type.replace("/", "/srv/")
                 assert services[service.name.replace("~", f"/{interface.node}")] == kind
     assert "/language/generate/_action/send_goal" in graph["nodes"]["language"]["services"]
+
+
+def test_the_profile_for_large_images_gives_a_process_more_shared_memory_than_usual(ros: Ros) -> None:
+    without, profiled = ros.run("-c", SHARED_MEMORY), ros.run("-c", SHARED_MEMORY, FAST_DDS)
+    assert 2**19 <= int(without.stdout) < 2**20, without.stderr
+    assert int(profiled.stdout) >= 2**24, profiled.stderr
+    assert "XMLPARSER" not in profiled.stdout + profiled.stderr

@@ -15,6 +15,16 @@ from processes import Peer, Ros, end
 
 GOALS = Path(__file__).with_name("goals.py")
 WITHOUT_MESSAGES = "sys.modules['edge_sdk_msgs'] = None"
+AS_ON_HUMBLE = "sys.modules['rclpy.experimental'] = None"
+EXECUTORS = """
+import rclpy
+from edge_ros_bridge.container import NODES
+from edge_ros_bridge.node import executor_for
+from edge_ros_bridge.record_node import RecordNode
+rclpy.init()
+for kinds in ([NODES["language"]], [NODES["instruct"]], [RecordNode], [NODES["control"]], list(NODES.values())):
+    print(type(executor_for([kind() for kind in kinds])).__name__)
+"""
 LONG = "walk around left thrice and run around right thrice"
 
 
@@ -191,6 +201,26 @@ def test_without_generated_messages_goals_are_off_and_everything_else_works(ros:
         code, output = end(node)
     assert code == 0
     assert "~/generate, ~/session and ~/pieces are off" in output
+
+
+def test_without_rclpys_events_executor_topics_and_goals_are_answered(
+    ros: Ros, scan_bundle: Path, model: edge_sdk.LanguageModel
+) -> None:
+    settings = {"bundle": scan_bundle, "drive": False, "before": AS_ON_HUMBLE}
+    with ros.node(**settings) as node, ros.peer() as peer, ros.peer(GOALS) as goals:
+        peer.start_node()
+        goals.call("match")
+        since_s = peer.call("send", prompt="jump")
+        results = goals.call("generate", goals=[{"prompt": "walk twice"}, {"prompt": "jump"}])
+        assert [result["text"] for result in results] == [model.generate(each).text for each in ("walk twice", "jump")]
+        assert peer.events("wait", topic="text", since_s=since_s)["text"] == [model.generate("jump").text]
+        assert end(node)[0] == 0
+
+
+def test_nodes_that_destroy_topics_are_not_run_by_the_executor_that_crashes_then(ros: Ros) -> None:
+    ran = ros.run("-c", EXECUTORS)
+    multiple = ["MultiThreadedExecutor"] * 2
+    assert ran.stdout.split() == ["EventsExecutor", "EventsExecutor", "SingleThreadedExecutor", *multiple], ran.stderr
 
 
 def test_who_comes_late_gets_the_last_text_also_of_a_node_that_was_killed_before(
