@@ -5,12 +5,15 @@ from __future__ import annotations
 import msgspec
 
 from edge_sdk.boards import BOARDS, Board
-from edge_sdk.engine_files import Backend
+from edge_sdk.engine_files import Backend, Projections
 from edge_sdk.errors import ConfigError, explain
 from edge_sdk.machine import read_gpus
 
 RTX_CAPABILITIES = ("8.6", "8.9", "12.0", "12.1")
 """Where TensorRT-RTX runs."""
+
+FIRST_CAPABILITY: dict[Projections, str] = {"plain": "0.0", "fp8": "8.9", "nvfp4": "10.0"}
+"""Of the GPUs that have a format: FP8 since Ada and Hopper, NVFP4 since Blackwell."""
 
 HERE = "here"
 """The board's name for whatever GPU this machine has."""
@@ -33,6 +36,24 @@ def find_board(name: str, backend: Backend) -> Board:
             )
         )
     return board
+
+
+def require_format(board: Board, projections: Projections) -> None:
+    """Raises ConfigError where a board's GPU does not have the projections' format."""
+    first = FIRST_CAPABILITY[projections]
+    if _as_numbers(board.compute_capability) < _as_numbers(first):
+        raise ConfigError(
+            explain(
+                f"--projections {projections} for {board.name}",
+                expected=f"a GPU of compute capability {first} or later",
+                found=board.compute_capability,
+                todo="For small weights there, export the bundle with --weights int4 or int8.",
+            )
+        )
+
+
+def _as_numbers(capability: str) -> tuple[int, ...]:
+    return tuple(map(int, capability.split(".")))
 
 
 def _this_machine() -> Board:

@@ -43,6 +43,12 @@ def engine(
     bundle: Annotated[Path, typer.Argument(help="The bundle; the engine goes into its engines/.")],
     board: Annotated[str, typer.Option(help=f"{HERE}, or one of {', '.join(BOARDS)}.")] = HERE,
     precision: Annotated[str, typer.Option(help="Of products: float16, bfloat16 or float32.")] = "float16",
+    projections: Annotated[
+        str,
+        typer.Option(
+            help="The layers' dense weights: plain (as --precision), fp8 (GPUs from 8.9) or nvfp4 (from 10.0)."
+        ),
+    ] = "plain",
     batch: Annotated[int, typer.Option(min=1, help="Most rows at once.")] = 1,
     max_prefill: Annotated[int, typer.Option(min=2, help="Most tokens of a row that are fed at once.")] = 512,
     max_context: Annotated[int, typer.Option(min=2, help="Most positions that the caches may hold.")] = 4096,
@@ -58,6 +64,7 @@ def engine(
     choices = {
         "board": board,
         "precision": precision,
+        "projections": projections,
         "batch": batch,
         "max_prefill": max_prefill,
         "max_context": max_context,
