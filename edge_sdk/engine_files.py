@@ -14,8 +14,8 @@ from edge_sdk.errors import BackendError, explain
 
 Precision = Literal["float32", "float16", "bfloat16"]
 Backend = Literal["tensorrt", "tensorrt-rtx"]
-Projections = Literal["plain", "fp8", "nvfp4"]
-"""How an engine has the weights of its layers' products: in its precision, or quantised from float ones."""
+Projections = Literal["plain", "lossless", "fp8", "nvfp4"]
+"""The weights of an engine's layers: in its precision, or quantised; where that loses nothing, or all of them."""
 
 GRAPH_VERSION = 1
 """Of TensorRT's version of the graph; it rises when edge_export.tensorrt_graph makes another one of the same bundle."""

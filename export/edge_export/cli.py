@@ -46,7 +46,8 @@ def engine(
     projections: Annotated[
         str,
         typer.Option(
-            help="The layers' dense weights: plain (as --precision), fp8 (GPUs from 8.9) or nvfp4 (from 10.0)."
+            help="The layers' dense weights: plain (as --precision), fp8 (GPUs from 8.9), nvfp4 (from 10.0), or "
+            "lossless (of the latter two what a checkpoint had that was imported from them)."
         ),
     ] = "plain",
     batch: Annotated[int, typer.Option(min=1, help="Most rows at once.")] = 1,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 from rich.table import Table
 
-from edge_export.boards import HERE, check_is_here, find_board, require_format
+from edge_export.boards import HERE, check_is_here, find_board, formats_for
 from edge_export.dry_run import Estimate, require_room, show_estimate
 from edge_export.tensorrt_builder import EngineBuilder, profile_ranges
 from edge_export.tensorrt_graph import ACTIVATIONS, Summary, write_tensorrt_graph
@@ -86,10 +86,10 @@ def make_engine(path: Path, request: EngineRequest, *, dry_run: bool = False) ->
             explain(str(path), expected="a model of text, or a policy", found="one that sees", todo=todo)
         )
     board = find_board(request.board, request.backend)
-    require_format(board, request.projections)
+    formats, lossless = formats_for(board, request.projections), request.projections == "lossless"
     folder, weights = bundle.path / ENGINES, bundle.manifest.files[WEIGHTS].bytes
     if dry_run:
-        summary = write_tensorrt_graph(bundle.path, None, request.precision, request.claimed, request.projections)
+        summary = write_tensorrt_graph(bundle.path, None, request.precision, request.claimed, formats, lossless)
         _describe(bundle, board, request, summary)
         show_estimate(_estimate(weights, summary), folder)
         return None
@@ -98,7 +98,7 @@ def make_engine(path: Path, request: EngineRequest, *, dry_run: bool = False) ->
         folder.mkdir(exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".building-") as temporary:
             graph = Path(temporary)
-            summary = write_tensorrt_graph(bundle.path, graph, request.precision, request.claimed, request.projections)
+            summary = write_tensorrt_graph(bundle.path, graph, request.precision, request.claimed, formats, lossless)
             _describe(bundle, board, request, summary)
             record = _build(bundle, board, request, graph / GRAPH, summary)
     console.print(f"{engine_path(bundle, record)}: {record.bytes:,} bytes in {record.build_seconds:.1f} s")
@@ -224,7 +224,8 @@ def _describe(bundle: Bundle, board: Board, request: EngineRequest, summary: Sum
 def _quantized(request: EngineRequest, summary: Summary) -> str:
     if request.projections == "plain":
         return f"float ones in {request.precision}"
-    return f"{summary.projections} in {request.projections}, {summary.kept} of them without loss"
+    made = ", ".join(f"{count} in {kind}" for kind, count in summary.projections.items()) or "none quantised"
+    return f"{made}; {summary.kept} of them without loss"
 
 
 def _counted(nodes: dict[str, int]) -> str:

@@ -8,9 +8,12 @@ rounding is finer than half a step of either format. Other weights are rounded t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
+
+Format = Literal["fp8", "nvfp4"]
 
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 E4M3_MAX, E4M3_LEAST = 448.0, 2.0**-9
@@ -54,13 +57,31 @@ def is_kept(values: np.ndarray, stored: np.ndarray) -> bool:
     return bool(np.all(np.abs(stored - values) <= ROUNDING * np.abs(values)))
 
 
+def is_lossless(matrix: np.ndarray, kind: Format) -> bool:
+    """Whether the values of a weight (out, in) are numbers of a format, but for bfloat16's rounding."""
+    if kind == "fp8":
+        return all(kept for _, kept in fp8_pieces(matrix, fp8_scale(matrix)))
+    blocks = matrix.shape[1] % BLOCK == 0
+    return blocks and all(kept for *_, kept in nvfp4_pieces(matrix, nvfp4_tensor_scale(matrix)))
+
+
 def fp8_scale(matrix: np.ndarray) -> np.ndarray:
     """The float32 scale of a weight (out, in): one of all () where that loses nothing, else each output's (out)."""
     largest = np.concatenate([np.abs(piece).max(axis=1) for piece in pieces(matrix)])
     scale = _best_scale(matrix, largest.max(), E4M3_MAX, _fp8_values)
-    if all(is_kept(piece, _fp8_values(piece, scale)) for piece in pieces(matrix)):
+    if all(kept for _, kept in fp8_pieces(matrix, np.asarray(scale))):
         return np.asarray(scale)
     return np.where(largest == 0, np.float32(1), largest / np.float32(E4M3_MAX))
+
+
+def fp8_pieces(matrix: np.ndarray, scale: np.ndarray) -> Iterator[tuple[np.ndarray, bool]]:
+    """The codes of a weight (out, in), some outputs at a time, each with whether it lost nothing; scale () or (out)."""
+    done = 0
+    for values in pieces(matrix):
+        own = scale[done : done + len(values), None] if scale.ndim else scale
+        done += len(values)
+        codes = fp8_codes(values, own)
+        yield codes, is_kept(values, E4M3_VALUES[codes] * own)
 
 
 def _fp8_values(values: np.ndarray, scale: np.float32) -> np.ndarray:
@@ -104,6 +125,13 @@ def nvfp4_tensor_scale(matrix: np.ndarray) -> np.float32:
         return nvfp4_values(*nvfp4_codes(values, scale), scale)
 
     return _best_scale(matrix, largest, E2M1_MAX * E4M3_MAX, stored)
+
+
+def nvfp4_pieces(matrix: np.ndarray, tensor_scale: np.float32) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+    """The codes and scales of a weight (out, in), some outputs at a time, each with whether it lost nothing."""
+    for values in pieces(matrix):
+        codes, scales = nvfp4_codes(values, tensor_scale)
+        yield codes, scales, is_kept(values, nvfp4_values(codes, scales, tensor_scale))
 
 
 def nvfp4_codes(values: np.ndarray, tensor_scale: np.float32) -> tuple[np.ndarray, np.ndarray]:

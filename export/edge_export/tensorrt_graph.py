@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnx.inliner import inline_local_functions
 
 from edge_export.float_codes import BLOCK as NVFP4_BLOCK
+from edge_export.float_codes import Format
 from edge_export.tensorrt_weights import Weights
 from edge_plugins import DOMAIN, OPERATORS
 from edge_sdk.bundle import GRAPH, WEIGHTS
-from edge_sdk.engine_files import NEXT_TOKEN, Precision, Projections
+from edge_sdk.engine_files import NEXT_TOKEN, Precision
 from edge_sdk.errors import ConfigError, explain
 
 ELEMENTS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
@@ -49,8 +50,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     casts: int
     converted_bytes: int
     """Of the weights that get another type."""
-    projections: int
-    """That are quantised, as ``Projections`` says."""
+    projections: dict[str, int]
+    """Those that are quantised, by format."""
     kept: int
     """Those of them that lose nothing: their values are ones that the format has, but for bfloat16's rounding."""
 
@@ -60,21 +61,23 @@ def write_tensorrt_graph(
     target: Path | None,
     precision: Precision,
     claimed: Iterable[str],
-    projections: Projections = "plain",
+    formats: Sequence[Format] = (),
+    lossless: bool = False,
 ) -> Summary:
     """Reads the graph folder ``source`` and writes TensorRT's version of it into the folder ``target``, None: nowhere.
 
     ``claimed``: the operators that plugins compute. Weights that stay as they are stay where they are: ``target`` gets
-    a link to their file. Raises ConfigError where a weight does not fit the precision, a plugin's conventions or
-    ``projections``.
+    a link to their file. The layers' projections get the first of ``formats``; with ``lossless`` the first that loses
+    nothing of a weight, or none. Raises ConfigError where a weight does not fit the precision, a plugin's conventions
+    or its format.
     """
     proto = onnx.load(str(source / GRAPH), load_external_data=False)
     _drop_speculation(proto)
     with Weights(list(proto.graph.initializer), source, target) as weights:
-        summary = _Rewriter(proto, weights, precision, frozenset(claimed), projections).run()
+        summary = _Rewriter(proto, weights, precision, frozenset(claimed), formats, lossless).run()
     # Inlined here, since TensorRT's parser gives the nodes of a function's second use the names of the first.
     proto = inline_local_functions(proto)
-    if projections == "nvfp4":
+    if "nvfp4" in summary.projections:
         _raise_opset(proto)
     _hide_scales(proto)
     if target is not None:
@@ -110,13 +113,14 @@ class _Rewriter:
         weights: Weights,
         precision: Precision,
         claimed: frozenset[str],
-        projections: Projections,
+        formats: Sequence[Format],
+        lossless: bool,
     ) -> None:
         self.proto, self.weights, self.claimed = proto, weights, claimed
         self.precision, self.element = precision, ELEMENTS[precision]
-        self.projections = projections
-        self.quantized = 0
-        """Matrices that were, so far."""
+        self.formats, self.lossless = formats, lossless
+        self.quantized = Counter[str]()
+        """Projections by format, so far."""
         self.nodes: list[NodeProto] = []
         self.narrow: dict[str, str] = {}
         """Name of a float32 value -> name of the same value in the engine's precision."""
@@ -145,7 +149,7 @@ class _Rewriter:
             bodies=dict(sorted((counts - plugins).items())),
             casts=sum(node.name.startswith("edge_cast") for node in self.nodes),
             converted_bytes=self.weights.converted_bytes,
-            projections=self.quantized,
+            projections=dict(sorted(self.quantized.items())),
             kept=self.weights.kept,
         )
 
@@ -172,13 +176,15 @@ class _Rewriter:
         matrix = node.input[1]
         if not self.weights.bits(matrix):
             self._product(node, self._matrix(matrix))
-        elif self._is_projection(matrix):
-            found, todo = (
-                f"int{self.weights.bits(matrix)}",
-                "Export with --weights bfloat16, or leave --projections out.",
+        elif matrix.startswith(LAYERS) and self.formats and not self.lossless:
+            raise ConfigError(
+                explain(
+                    f"The weight {matrix}",
+                    expected=f"a float one: {self.formats[0]} of what is rounded already would lose twice",
+                    found=f"int{self.weights.bits(matrix)}",
+                    todo="Export with --weights bfloat16, or leave --projections out.",
+                )
             )
-            expected = f"a float one: {self.projections} of what is rounded already would lose twice"
-            raise ConfigError(explain(f"The weight {matrix}", expected=expected, found=found, todo=todo))
         elif "QLinear" in self.claimed and self.weights.fills_words(matrix):
             self._plugin(node)
         else:
@@ -192,8 +198,9 @@ class _Rewriter:
     def _matrix(self, name: str) -> str:
         """The name of a float weight, or of the transpose of one, in the engine's precision."""
         stored = name if name in self.weights.tensors else self.transposes[name].input[0]
-        if self._is_projection(stored):
-            return self._dequantized(stored, by_output=stored != name)
+        kind = self._format(stored, by_output=stored != name)
+        if kind is not None:
+            return self._dequantized(stored, kind, by_output=stored != name)
         if stored == name:
             return self.weights.converted(name, self.element)
         converted = self.weights.converted(stored, self.element)
@@ -204,17 +211,23 @@ class _Rewriter:
             self._transpose(converted, self.narrow[name])
         return self.narrow[name]
 
-    def _is_projection(self, stored: str) -> bool:
-        return self.projections != "plain" and stored.startswith(LAYERS)
+    def _format(self, stored: str, *, by_output: bool) -> Format | None:
+        """The format that a float weight gets; None leaves it in the engine's precision."""
+        if not stored.startswith(LAYERS):
+            return None
+        fitting = (
+            kind for kind in self.formats if not self.lossless or self.weights.is_lossless(stored, by_output, kind)
+        )
+        return next(fitting, None)
 
-    def _dequantized(self, stored: str, *, by_output: bool) -> str:
+    def _dequantized(self, stored: str, kind: Format, *, by_output: bool) -> str:
         """A quantised weight (out, in) behind what makes it the engine's precision (in, out), as Model Optimizer does.
 
         ``by_output``: whether it is stored as (out, in), not as (in, out).
         """
         made = f"{stored}.dequantized"
-        self.quantized += 1
-        if self.projections == "fp8":
+        self.quantized[kind] += 1
+        if kind == "fp8":
             codes, scale = self.weights.fp8(stored, by_output, self.element)
             attributes: dict[str, Any] = {"axis": 0} if self.weights.tensors[scale].dims else {}
         else:

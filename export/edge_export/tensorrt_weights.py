@@ -79,10 +79,12 @@ class Weights:
         made = f"{name}.{TensorProto.DataType.Name(element).lower()}"
         if made not in self.tensors:
             dtype = helper.tensor_dtype_to_np_dtype(element)
-            values = self._values(old)
-            pieces = (values[start : start + BLOCK] for start in range(0, values.size, BLOCK))
-            self._add(made, element, old.dims, (_converted(piece, dtype, name) for piece in pieces))
+            self._add(made, element, old.dims, self._converted(name, dtype))
         return made
+
+    def is_lossless(self, name: str, by_output: bool, kind: float_codes.Format) -> bool:
+        """Whether a float weight's values are numbers of a format; ``by_output`` as of :meth:`fp8`."""
+        return float_codes.is_lossless(self._matrix(name, by_output), kind)
 
     def fp8(self, name: str, by_output: bool, element: int) -> tuple[str, str]:
         """The names of the E4M3 codes (out, in) and the float32 scale, () or (out), of a float weight.
@@ -92,9 +94,11 @@ class Weights:
         """
         codes, scale = f"{name}.fp8", f"{name}.fp8_scale"
         if codes not in self.tensors:
-            matrix = self._matrix(name, by_output, element)
+            self._check(name, element)
+            matrix = self._matrix(name, by_output)
             scales = float_codes.fp8_scale(matrix)
-            self._add(codes, TensorProto.FLOAT8E4M3FN, matrix.shape, self._fp8_pieces(matrix, scales))
+            pieces = float_codes.fp8_pieces(matrix, scales)
+            self._add(codes, TensorProto.FLOAT8E4M3FN, matrix.shape, self._counted(pieces))
             self._add(scale, TensorProto.FLOAT, scales.shape, [scales])
         return codes, scale
 
@@ -105,48 +109,60 @@ class Weights:
         """
         codes, scales, scale = f"{name}.nvfp4", f"{name}.nvfp4_scales", f"{name}.nvfp4_scale"
         if codes not in self.tensors:
-            matrix = self._matrix(name, by_output, element)
-            if matrix.shape[1] % float_codes.BLOCK:
+            self._check(name, element)
+            matrix = self._matrix(name, by_output)
+            out, width = matrix.shape
+            if width % float_codes.BLOCK:
                 expected = f"inputs in whole blocks of {float_codes.BLOCK}, as NVFP4 has them"
                 todo = "Use --projections fp8 or plain."
-                raise ConfigError(explain(f"The weight {name}", expected=expected, found=matrix.shape[1], todo=todo))
+                raise ConfigError(explain(f"The weight {name}", expected=expected, found=width, todo=todo))
             of_all, of_blocks = float_codes.nvfp4_tensor_scale(matrix), list[np.ndarray]()
-            self._add(codes, TensorProto.FLOAT4E2M1, matrix.shape, self._nvfp4_pieces(matrix, of_all, of_blocks))
-            blocks = (matrix.shape[0], matrix.shape[1] // float_codes.BLOCK)
-            self._add(scales, TensorProto.FLOAT8E4M3FN, blocks, of_blocks)
+
+            def pieces() -> Iterator[tuple[np.ndarray, bool]]:
+                for piece, piece_scales, kept in float_codes.nvfp4_pieces(matrix, of_all):
+                    of_blocks.append(piece_scales)
+                    yield float_codes.packed(piece), kept
+
+            self._add(codes, TensorProto.FLOAT4E2M1, matrix.shape, self._counted(pieces()))
+            self._add(scales, TensorProto.FLOAT8E4M3FN, (out, width // float_codes.BLOCK), of_blocks)
             self._add(scale, TensorProto.FLOAT, (), [np.asarray(of_all)])
         return codes, scales, scale
 
-    def _fp8_pieces(self, matrix: np.ndarray, scales: np.ndarray) -> Iterator[np.ndarray]:
-        """The codes of some outputs at a time; counts the weight if nothing of it is lost."""
-        kept, start = True, 0
-        for piece in float_codes.pieces(matrix):
-            scale = scales[start : start + len(piece), None] if scales.ndim else scales
-            codes = float_codes.fp8_codes(piece, scale)
-            kept = kept and float_codes.is_kept(piece, float_codes.E4M3_VALUES[codes] * scale)
-            start += len(piece)
+    def _counted(self, pieces: Iterable[tuple[np.ndarray, bool]]) -> Iterator[np.ndarray]:
+        """The codes of a weight, which is counted in the end if no piece lost anything."""
+        whole = True
+        for codes, kept in pieces:
+            whole = whole and kept
             yield codes
-        self.kept += kept
+        self.kept += whole
 
-    def _nvfp4_pieces(
-        self, matrix: np.ndarray, of_all: np.float32, of_blocks: list[np.ndarray]
-    ) -> Iterator[np.ndarray]:
-        """As :meth:`_fp8_pieces`; the blocks' scales are appended to ``of_blocks``."""
-        kept = True
-        for piece in float_codes.pieces(matrix):
-            codes, scales = float_codes.nvfp4_codes(piece, of_all)
-            kept = kept and float_codes.is_kept(piece, float_codes.nvfp4_values(codes, scales, of_all))
-            of_blocks.append(scales)
-            yield float_codes.packed(codes)
-        self.kept += kept
-
-    def _matrix(self, name: str, by_output: bool, element: int) -> np.ndarray:
-        """A float weight as (out, in), mapped. Raises ConfigError where a value is too large for an ONNX type."""
-        tensor = self.tensors[name]
-        values = self._values(tensor).reshape(tensor.dims)
-        for piece in float_codes.pieces(values):
-            _converted(piece, helper.tensor_dtype_to_np_dtype(element), name)
+    def _matrix(self, name: str, by_output: bool) -> np.ndarray:
+        """A float weight as (out, in), mapped."""
+        values = self._values(self.tensors[name]).reshape(self.tensors[name].dims)
         return values if by_output else values.T
+
+    def _check(self, name: str, element: int) -> None:
+        """Raises ConfigError where a weight has a value too large for an ONNX type."""
+        for _ in self._converted(name, helper.tensor_dtype_to_np_dtype(element)):
+            pass
+
+    def _converted(self, name: str, dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
+        """A float weight in another type, some values at a time. Raises ConfigError where one is too large for it."""
+        values = self._values(self.tensors[name])
+        for start in range(0, values.size, BLOCK):
+            old = values[start : start + BLOCK]
+            with np.errstate(over="ignore"):
+                new = old.astype(dtype)
+            if np.any(np.isinf(new) & ~np.isinf(old)):
+                raise ConfigError(
+                    explain(
+                        f"The weight {name}",
+                        expected=f"values that {dtype} holds",
+                        found=float(np.abs(old.astype(np.float32)).max()),
+                        todo="Use --precision bfloat16 or float32.",
+                    )
+                )
+            yield new
 
     def _add(self, name: str, element: int, dims: Sequence[int], pieces: Iterable[np.ndarray]) -> None:
         """Writes an initialiser's bytes to the new file, a piece at a time."""
@@ -172,19 +188,3 @@ class Weights:
         count = math.prod(tensor.dims)
         mapped = np.memmap(self.source / where["location"], np.uint8, "r", int(where["offset"]), count * dtype.itemsize)
         return mapped.view(dtype)
-
-
-def _converted(old: np.ndarray, dtype: np.dtype[Any], name: str) -> np.ndarray:
-    """Float values in another type. Raises ConfigError where one is too large for it."""
-    with np.errstate(over="ignore"):
-        new = old.astype(dtype)
-    if np.any(np.isinf(new) & ~np.isinf(old)):
-        raise ConfigError(
-            explain(
-                f"The weight {name}",
-                expected=f"values that {dtype} holds",
-                found=float(np.abs(old.astype(np.float32)).max()),
-                todo="Use --precision bfloat16 or float32.",
-            )
-        )
-    return new
