@@ -23,7 +23,8 @@ HELP = """
 From a checkpoint in Hugging Face format to a bundle that `edge-sdk` runs, on a workstation; to an engine, on a board.
 
 The usual way: `inspect` a checkpoint, `prune` and `distil` it if it is too large, `quantize` it on data of yours,
-`onnx` and `bundle` it; on the robot, `engine`. `import` makes FP8 and NVFP4 checkpoints ordinary ones. What makes
+`onnx` and `bundle` it; on the robot, `engine`. `import` makes FP8 and NVFP4 checkpoints ordinary ones, and
+`engine --projections` has their weights as they were. What makes
 something takes `--dry-run`, and then only says what memory, disk and time that would need.
 
 The shortest way: `edge-export onnx CHECKPOINT --weights int4 --out graph`, then
@@ -47,7 +48,7 @@ def engine(
         str,
         typer.Option(
             help="The layers' dense weights: plain (as --precision), fp8 (GPUs from 8.9), nvfp4 (from 10.0), or "
-            "lossless (of the latter two what a checkpoint had that was imported from them)."
+            "lossless (those of the two that an imported checkpoint had)."
         ),
     ] = "plain",
     batch: Annotated[int, typer.Option(min=1, help="Most rows at once.")] = 1,
