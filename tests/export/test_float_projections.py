@@ -20,6 +20,7 @@ from onnx.reference import ReferenceEvaluator
 from safetensors.torch import load_file
 
 from builds import plugin_library
+from edge_export import tensorrt_weights
 from edge_export.boards import find_board, formats_for
 from edge_export.checkpoint import Checkpoint, load_model
 from edge_export.cli import app
@@ -30,7 +31,6 @@ from edge_export.importing import import_checkpoint
 from edge_export.pack import Storage
 from edge_export.tensorrt_builder import EngineBuilder
 from edge_export.tensorrt_graph import ACTIVATIONS, write_tensorrt_graph
-from edge_export.tensorrt_weights import Weights
 from edge_export.torch_model import HybridLM
 from edge_sdk import Bundle
 from edge_sdk.engine_files import Precision, read_records
@@ -301,14 +301,15 @@ def test_engines_hold_the_codes_and_not_what_they_stand_for(rtx: object, tmp_pat
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_memory_does_not_grow_with_the_weight(kind: str, tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_weight(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_weights, "BLOCK", 1 << 20)
     peaks = []
     for out in (2048, 8192):
         np.random.default_rng(0).standard_normal((out, 1024), np.float32).tofile(tmp_path / "weights")
         tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=(out, 1024), data_location="EXTERNAL")
         for key, value in (("location", "weights"), ("offset", 0)):
             tensor.external_data.add(key=key, value=str(value))
-        with Weights([tensor], tmp_path, None) as weights:
+        with tensorrt_weights.Weights([tensor], tmp_path, None) as weights:
             tracemalloc.start()
             getattr(weights, kind)("w", True, TensorProto.FLOAT16)
             peaks.append(tracemalloc.get_traced_memory()[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,12 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
+from edge_export.float_codes import Format
 from edge_export.pack import Storage
 from edge_export.tensorrt_graph import ACTIVATIONS, ELEMENTS, Summary, write_tensorrt_graph
 from edge_plugins import OPERATORS
 from edge_sdk import Bundle
-from edge_sdk.engine_files import NEXT_TOKEN, Precision, Projections
+from edge_sdk.engine_files import NEXT_TOKEN, Precision
 from edge_sdk.errors import ConfigError
 from exported import TinyBundle
 
@@ -38,11 +39,11 @@ def bundle(request: pytest.FixtureRequest, tiny_bundle: TinyBundle) -> Bundle:
 
 
 def written(
-    bundle: Bundle, folder: Path, precision: Precision, claimed: Iterable[str], projections: Projections = "plain"
+    bundle: Bundle, folder: Path, precision: Precision, claimed: Iterable[str], formats: Sequence[Format] = ()
 ) -> tuple[ModelProto, Summary]:
     """TensorRT's version in ``folder``, as ONNX's checker took it, and what was made of the graph."""
     folder.mkdir()
-    summary = write_tensorrt_graph(bundle.path, folder, precision, claimed, projections)
+    summary = write_tensorrt_graph(bundle.path, folder, precision, claimed, formats)
     link = folder / "model.onnx.data"
     data = link.read_bytes()
     assert link.is_symlink()
