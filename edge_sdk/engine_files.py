@@ -14,6 +14,8 @@ from edge_sdk.errors import BackendError, explain
 
 Precision = Literal["float32", "float16", "bfloat16"]
 Backend = Literal["tensorrt", "tensorrt-rtx"]
+Projections = Literal["plain", "lossless", "fp8", "nvfp4"]
+"""The weights of an engine's layers: in its precision, or quantised; where that loses nothing, or all of them."""
 
 GRAPH_VERSION = 1
 """Of TensorRT's version of the graph; it rises when edge_export.tensorrt_graph makes another one of the same bundle."""
@@ -39,8 +41,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Logits of a row that one call returns."""
 
 
-class EngineKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an engine was made of and for: it runs where all of this is the same."""
+class EngineKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What an engine was made of and for: it runs where all of this is the same.
+
+    Defaults are not written, so that engines keep their names when a field is added.
+    """
 
     backend: Backend
     version: str
@@ -50,6 +55,7 @@ class EngineKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     gpu: str
     """The GPU's name; empty where it was built without one, by TensorRT-RTX."""
     precision: Precision
+    projections: Projections = "plain"
     limits: Limits
     plugins: dict[str, str]
     """Version by name of the plugins in it."""
@@ -61,7 +67,12 @@ class EngineKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """Name of its files, without the ending."""
         digest = hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:12]
         capability = self.compute_capability.replace(".", "")
-        return f"{self.backend}-{self.version}-sm{capability}-{self.precision}-{digest}"
+        return f"{self.backend}-{self.version}-sm{capability}-{self.number_types}-{digest}"
+
+    @property
+    def number_types(self) -> str:
+        """Its precision, and the projections' own where they have one: ``float16`` or ``float16-nvfp4``."""
+        return self.precision if self.projections == "plain" else f"{self.precision}-{self.projections}"
 
 
 class EngineRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -114,7 +114,9 @@ class TrtEngine(Engine):
         self.limits, self.prefill_block = key.limits, key.limits.prefill
         self.max_length = min(key.limits.context, self.config.max_length)
         operators = f"{len(key.plugins)} kinds of plugins" if key.plugins else "function bodies"
-        self.name = f"{key.backend} {key.version} on {key.gpu or key.compute_capability}, {key.precision}, {operators}"
+        self.name = (
+            f"{key.backend} {key.version} on {key.gpu or key.compute_capability}, {key.number_types}, {operators}"
+        )
         self.cuda = Cuda()
         trt = import_tensorrt(key.backend)
         self._runtime, self._engine = _deserialize(trt, engine_path(bundle, self.record))

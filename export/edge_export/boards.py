@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import msgspec
 
+from edge_export.float_codes import Format
 from edge_sdk.boards import BOARDS, Board
-from edge_sdk.engine_files import Backend
+from edge_sdk.engine_files import Backend, Projections
 from edge_sdk.errors import ConfigError, explain
 from edge_sdk.machine import read_gpus
 
 RTX_CAPABILITIES = ("8.6", "8.9", "12.0", "12.1")
 """Where TensorRT-RTX runs."""
+
+FIRST_CAPABILITY: dict[Format, str] = {"nvfp4": "10.0", "fp8": "8.9"}
+"""Of the GPUs that have a format: NVFP4 since Blackwell, FP8 since Ada."""
 
 HERE = "here"
 """The board's name for whatever GPU this machine has."""
@@ -33,6 +37,32 @@ def find_board(name: str, backend: Backend) -> Board:
             )
         )
     return board
+
+
+def formats_for(board: Board, projections: Projections) -> tuple[Format, ...]:
+    """The formats that weights may get for a board, the smallest first.
+
+    Raises ConfigError where its GPU does not have the one that was asked for, or none at all.
+    """
+    if projections == "plain":
+        return ()
+    wanted = tuple(FIRST_CAPABILITY) if projections == "lossless" else (projections,)
+    capability = _as_numbers(board.compute_capability)
+    formats = tuple(kind for kind in wanted if capability >= _as_numbers(FIRST_CAPABILITY[kind]))
+    if not formats:
+        raise ConfigError(
+            explain(
+                f"--projections {projections} for {board.name}",
+                expected=f"a GPU of compute capability {FIRST_CAPABILITY[wanted[-1]]} or later",
+                found=board.compute_capability,
+                todo="For small weights there, export the bundle with --weights int4 or int8.",
+            )
+        )
+    return formats
+
+
+def _as_numbers(capability: str) -> tuple[int, ...]:
+    return tuple(map(int, capability.split(".")))
 
 
 def _this_machine() -> Board:

@@ -23,7 +23,8 @@ HELP = """
 From a checkpoint in Hugging Face format to a bundle that `edge-sdk` runs, on a workstation; to an engine, on a board.
 
 The usual way: `inspect` a checkpoint, `prune` and `distil` it if it is too large, `quantize` it on data of yours,
-`onnx` and `bundle` it; on the robot, `engine`. `import` makes FP8 and NVFP4 checkpoints ordinary ones. What makes
+`onnx` and `bundle` it; on the robot, `engine`. `import` makes FP8 and NVFP4 checkpoints ordinary ones, and
+`engine --projections` has their weights as they were. What makes
 something takes `--dry-run`, and then only says what memory, disk and time that would need.
 
 The shortest way: `edge-export onnx CHECKPOINT --weights int4 --out graph`, then
@@ -43,6 +44,13 @@ def engine(
     bundle: Annotated[Path, typer.Argument(help="The bundle; the engine goes into its engines/.")],
     board: Annotated[str, typer.Option(help=f"{HERE}, or one of {', '.join(BOARDS)}.")] = HERE,
     precision: Annotated[str, typer.Option(help="Of products: float16, bfloat16 or float32.")] = "float16",
+    projections: Annotated[
+        str,
+        typer.Option(
+            help="The layers' dense weights: plain (as --precision), fp8 (GPUs from 8.9), nvfp4 (from 10.0), or "
+            "lossless (those of the two that an imported checkpoint had)."
+        ),
+    ] = "plain",
     batch: Annotated[int, typer.Option(min=1, help="Most rows at once.")] = 1,
     max_prefill: Annotated[int, typer.Option(min=2, help="Most tokens of a row that are fed at once.")] = 512,
     max_context: Annotated[int, typer.Option(min=2, help="Most positions that the caches may hold.")] = 4096,
@@ -58,6 +66,7 @@ def engine(
     choices = {
         "board": board,
         "precision": precision,
+        "projections": projections,
         "batch": batch,
         "max_prefill": max_prefill,
         "max_context": max_context,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 from rich.table import Table
 
-from edge_export.boards import HERE, check_is_here, find_board
+from edge_export.boards import HERE, check_is_here, find_board, formats_for
 from edge_export.dry_run import Estimate, require_room, show_estimate
 from edge_export.tensorrt_builder import EngineBuilder, profile_ranges
 from edge_export.tensorrt_graph import ACTIVATIONS, Summary, write_tensorrt_graph
@@ -21,7 +21,16 @@ from edge_export.terminal import console
 from edge_sdk.backends.trt_module import import_tensorrt, installed_library, load_plugins
 from edge_sdk.boards import Board
 from edge_sdk.bundle import ENGINES, GRAPH, WEIGHTS, Bundle
-from edge_sdk.engine_files import Backend, EngineKey, EngineRecord, Limits, Precision, engine_path, graph_id
+from edge_sdk.engine_files import (
+    Backend,
+    EngineKey,
+    EngineRecord,
+    Limits,
+    Precision,
+    Projections,
+    engine_path,
+    graph_id,
+)
 from edge_sdk.errors import BackendError, explain
 from edge_sdk.files import new_file
 
@@ -34,6 +43,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     board: str = HERE
     precision: Precision = "float16"
+    projections: Projections = "plain"
     batch: int = 1
     max_prefill: int = 512
     max_context: int = 4096
@@ -76,9 +86,10 @@ def make_engine(path: Path, request: EngineRequest, *, dry_run: bool = False) ->
             explain(str(path), expected="a model of text, or a policy", found="one that sees", todo=todo)
         )
     board = find_board(request.board, request.backend)
+    formats, lossless = formats_for(board, request.projections), request.projections == "lossless"
     folder, weights = bundle.path / ENGINES, bundle.manifest.files[WEIGHTS].bytes
     if dry_run:
-        summary = write_tensorrt_graph(bundle.path, None, request.precision, request.claimed)
+        summary = write_tensorrt_graph(bundle.path, None, request.precision, request.claimed, formats, lossless)
         _describe(bundle, board, request, summary)
         show_estimate(_estimate(weights, summary), folder)
         return None
@@ -87,7 +98,7 @@ def make_engine(path: Path, request: EngineRequest, *, dry_run: bool = False) ->
         folder.mkdir(exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".building-") as temporary:
             graph = Path(temporary)
-            summary = write_tensorrt_graph(bundle.path, graph, request.precision, request.claimed)
+            summary = write_tensorrt_graph(bundle.path, graph, request.precision, request.claimed, formats, lossless)
             _describe(bundle, board, request, summary)
             record = _build(bundle, board, request, graph / GRAPH, summary)
     console.print(f"{engine_path(bundle, record)}: {record.bytes:,} bytes in {record.build_seconds:.1f} s")
@@ -118,6 +129,7 @@ def _build(bundle: Bundle, board: Board, request: EngineRequest, graph: Path, su
         compute_capability=board.compute_capability,
         gpu=board.gpu if request.backend == "tensorrt" else "",
         precision=request.precision,
+        projections=request.projections,
         limits=request.limits(bundle),
         plugins={name: _version(versions, name) for name in summary.plugins},
         graph=graph_id(bundle),
@@ -195,6 +207,7 @@ def _describe(bundle: Bundle, board: Board, request: EngineRequest, summary: Sum
         "bundle": f"{bundle.path}: {bundle.manifest.weights}, layers {model.pattern}",
         "for": f"{board.name}, compute capability {board.compute_capability}, by {request.backend}",
         "precision": f"{request.precision}, {summary.casts} casts",
+        "projections": _quantized(request, summary),
         "plugins": _counted(summary.plugins),
         "standard operators": _counted(summary.bodies),
         **{
@@ -206,6 +219,13 @@ def _describe(bundle: Bundle, board: Board, request: EngineRequest, summary: Sum
     }.items():
         table.add_row(name, value)
     console.print(table)
+
+
+def _quantized(request: EngineRequest, summary: Summary) -> str:
+    if request.projections == "plain":
+        return f"float ones in {request.precision}"
+    made = ", ".join(f"{count} in {kind}" for kind, count in summary.projections.items()) or "none quantised"
+    return f"{made}; {summary.kept} of them without loss"
 
 
 def _counted(nodes: dict[str, int]) -> str:

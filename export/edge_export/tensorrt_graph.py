@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnx.inliner import inline_local_functions
 
+from edge_export.float_codes import BLOCK as NVFP4_BLOCK
+from edge_export.float_codes import Format
 from edge_export.tensorrt_weights import Weights
 from edge_plugins import DOMAIN, OPERATORS
 from edge_sdk.bundle import GRAPH, WEIGHTS
@@ -23,6 +26,12 @@ from edge_sdk.engine_files import NEXT_TOKEN, Precision
 from edge_sdk.errors import ConfigError, explain
 
 ELEMENTS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+
+LAYERS = "model.layers."
+"""What the weights of the layers' projections begin with: embeddings and the head stay what they are."""
+
+FLOAT4_OPSET, FLOAT4_IR = 23, 11
+"""The first versions of ONNX with FLOAT4E2M1."""
 
 FLOAT32 = ("model.encoder.", "model.decoder.")
 """What the weights begin with whose products stay in float32: those around the layers of a policy."""
@@ -41,20 +50,35 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     casts: int
     converted_bytes: int
     """Of the weights that get another type."""
+    projections: dict[str, int]
+    """Those that are quantised, by format."""
+    kept: int
+    """Those of them that lose nothing: their values are ones that the format has, but for bfloat16's rounding."""
 
 
-def write_tensorrt_graph(source: Path, target: Path | None, precision: Precision, claimed: Iterable[str]) -> Summary:
+def write_tensorrt_graph(
+    source: Path,
+    target: Path | None,
+    precision: Precision,
+    claimed: Iterable[str],
+    formats: Sequence[Format] = (),
+    lossless: bool = False,
+) -> Summary:
     """Reads the graph folder ``source`` and writes TensorRT's version of it into the folder ``target``, None: nowhere.
 
     ``claimed``: the operators that plugins compute. Weights that stay as they are stay where they are: ``target`` gets
-    a link to their file. Raises ConfigError where a weight does not fit the precision or a plugin's conventions.
+    a link to their file. The layers' projections get the first of ``formats``; with ``lossless`` the first that loses
+    nothing of a weight, or none. Raises ConfigError where a weight does not fit the precision, a plugin's conventions
+    or its format.
     """
     proto = onnx.load(str(source / GRAPH), load_external_data=False)
     _drop_speculation(proto)
     with Weights(list(proto.graph.initializer), source, target) as weights:
-        summary = _Rewriter(proto, weights, precision, frozenset(claimed)).run()
+        summary = _Rewriter(proto, weights, precision, frozenset(claimed), formats, lossless).run()
     # Inlined here, since TensorRT's parser gives the nodes of a function's second use the names of the first.
     proto = inline_local_functions(proto)
+    if "nvfp4" in summary.projections:
+        _raise_opset(proto)
     _hide_scales(proto)
     if target is not None:
         os.symlink((source / WEIGHTS).resolve(), target / WEIGHTS)
@@ -72,12 +96,31 @@ def _drop_speculation(proto: ModelProto) -> None:
     graph.node.extend(nodes)
 
 
+def _raise_opset(proto: ModelProto) -> None:
+    """To the first that has FLOAT4E2M1; what else stands in the graph means the same in it."""
+    proto.ir_version = max(proto.ir_version, FLOAT4_IR)
+    for opset in proto.opset_import:
+        if not opset.domain:
+            opset.version = max(opset.version, FLOAT4_OPSET)
+
+
 class _Rewriter:
     """One pass over the nodes in order. ``narrow`` knows of every value whether it exists in the engine's precision."""
 
-    def __init__(self, proto: ModelProto, weights: Weights, precision: Precision, claimed: frozenset[str]) -> None:
+    def __init__(
+        self,
+        proto: ModelProto,
+        weights: Weights,
+        precision: Precision,
+        claimed: frozenset[str],
+        formats: Sequence[Format],
+        lossless: bool,
+    ) -> None:
         self.proto, self.weights, self.claimed = proto, weights, claimed
         self.precision, self.element = precision, ELEMENTS[precision]
+        self.formats, self.lossless = formats, lossless
+        self.quantized = Counter[str]()
+        """Projections by format, so far."""
         self.nodes: list[NodeProto] = []
         self.narrow: dict[str, str] = {}
         """Name of a float32 value -> name of the same value in the engine's precision."""
@@ -106,6 +149,8 @@ class _Rewriter:
             bodies=dict(sorted((counts - plugins).items())),
             casts=sum(node.name.startswith("edge_cast") for node in self.nodes),
             converted_bytes=self.weights.converted_bytes,
+            projections=dict(sorted(self.quantized.items())),
+            kept=self.weights.kept,
         )
 
     def _rewrite(self, node: NodeProto) -> None:
@@ -130,7 +175,16 @@ class _Rewriter:
         """A plugin's node, or a product with the matrix, dequantised where it is an integer one."""
         matrix = node.input[1]
         if not self.weights.bits(matrix):
-            self._product(node, self.weights.converted(matrix, self.element))
+            self._product(node, self._matrix(matrix))
+        elif matrix.startswith(LAYERS) and self.formats and not self.lossless:
+            raise ConfigError(
+                explain(
+                    f"The weight {matrix}",
+                    expected=f"a float one: {self.formats[0]} of what is rounded already would lose twice",
+                    found=f"int{self.weights.bits(matrix)}",
+                    todo="Export with --weights bfloat16, or leave --projections out.",
+                )
+            )
         elif "QLinear" in self.claimed and self.weights.fills_words(matrix):
             self._plugin(node)
         else:
@@ -143,18 +197,52 @@ class _Rewriter:
 
     def _matrix(self, name: str) -> str:
         """The name of a float weight, or of the transpose of one, in the engine's precision."""
-        if name in self.weights.tensors:
+        stored = name if name in self.weights.tensors else self.transposes[name].input[0]
+        kind = self._format(stored, by_output=stored != name)
+        if kind is not None:
+            return self._dequantized(stored, kind, by_output=stored != name)
+        if stored == name:
             return self.weights.converted(name, self.element)
-        transpose, stored = self.transposes[name], self.weights.converted(self.transposes[name].input[0], self.element)
-        if stored == transpose.input[0]:
+        converted = self.weights.converted(stored, self.element)
+        if converted == stored:
             return name
         if name not in self.narrow:
             self.narrow[name] = f"{name}_{self.precision}"
-            made = NodeProto()
-            made.CopyFrom(transpose)
-            made.input[0], made.output[0], made.name = stored, self.narrow[name], self.narrow[name]
-            self.nodes.append(made)
+            self._transpose(converted, self.narrow[name])
         return self.narrow[name]
+
+    def _format(self, stored: str, *, by_output: bool) -> Format | None:
+        """The format that a float weight gets; None leaves it in the engine's precision."""
+        if not stored.startswith(LAYERS):
+            return None
+        fitting = (
+            kind for kind in self.formats if not self.lossless or self.weights.is_lossless(stored, by_output, kind)
+        )
+        return next(fitting, None)
+
+    def _dequantized(self, stored: str, kind: Format, *, by_output: bool) -> str:
+        """A quantised weight (out, in) behind what makes it the engine's precision (in, out), as Model Optimizer does.
+
+        ``by_output``: whether it is stored as (out, in), not as (in, out).
+        """
+        made = f"{stored}.dequantized"
+        self.quantized[kind] += 1
+        if kind == "fp8":
+            codes, scale = self.weights.fp8(stored, by_output, self.element)
+            attributes: dict[str, Any] = {"axis": 0} if self.weights.tensors[scale].dims else {}
+        else:
+            codes, scales, of_all = self.weights.nvfp4(stored, by_output, self.element)
+            scale, attributes = f"{scales}.dequantized", {"axis": 1, "block_size": NVFP4_BLOCK}
+            self.nodes.append(helper.make_node("DequantizeLinear", [scales, of_all], [scale], scale))
+        self.nodes.append(helper.make_node("DequantizeLinear", [codes, scale], [made], made, **attributes))
+        if self.precision != "float32":
+            wide, made = made, f"{made}_{self.precision}"
+            self._cast(wide, made, self.element)
+        self._transpose(made, f"{made}_transposed")
+        return f"{made}_transposed"
+
+    def _transpose(self, old: str, new: str) -> None:
+        self.nodes.append(helper.make_node("Transpose", [old], [new], new, perm=(1, 0)))
 
     def _product(self, node: NodeProto, matrix: str) -> None:
         """x times a matrix that has the engine's precision."""
@@ -240,11 +328,12 @@ class _Rewriter:
 
 
 def _hide_scales(proto: ModelProto) -> None:
-    """Puts a cast before the scales of DequantizeLinear nodes: TensorRT's parser refuses negative constants there."""
+    """Puts a cast before the scales of integers: TensorRT's parser refuses negative constants in DequantizeLinear."""
     nodes: list[NodeProto] = []
     elements = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     for node in proto.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[1] in elements:
+        quantized = node.op_type == "DequantizeLinear" and node.input[1] in elements
+        if quantized and elements.get(node.input[0]) != TensorProto.FLOAT8E4M3FN:
             hidden = f"{node.output[0]}_scales"
             nodes.append(helper.make_node("Cast", [node.input[1]], [hidden], hidden, to=elements[node.input[1]]))
             node.input[1] = hidden

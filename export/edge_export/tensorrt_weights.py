@@ -1,9 +1,10 @@
-"""Initialisers of the graph for TensorRT: seen as other integers without a copy, or converted to the engine's type."""
+"""Initialisers of the graph for TensorRT: seen as other integers without a copy, converted, or quantised."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
+from edge_export import float_codes
 from edge_sdk.errors import ConfigError, explain
 
 CONVERTED = "converted.data"
@@ -35,6 +37,8 @@ class Weights:
         self._path = Path(os.devnull) if target is None else target / CONVERTED
         self.converted_bytes = 0
         """Size of the new file, so far."""
+        self.kept = 0
+        """Quantised weights that have their values still, but for the rounding of bfloat16."""
 
     def __enter__(self) -> Weights:
         self._file = self._path.open("wb")
@@ -74,31 +78,102 @@ class Weights:
             return name
         made = f"{name}.{TensorProto.DataType.Name(element).lower()}"
         if made not in self.tensors:
-            tensor = TensorProto(name=made, data_type=element, dims=old.dims, data_location=TensorProto.EXTERNAL)
-            self._append(bytes(-self.converted_bytes % ALIGNMENT))
-            offset = self.converted_bytes
-            self._write(old, helper.tensor_dtype_to_np_dtype(element))
-            for key, value in (("location", CONVERTED), ("offset", offset), ("length", self.converted_bytes - offset)):
-                tensor.external_data.add(key=key, value=str(value))
-            self.tensors[made] = tensor
+            dtype = helper.tensor_dtype_to_np_dtype(element)
+            self._add(made, element, old.dims, self._converted(name, dtype))
         return made
 
-    def _write(self, tensor: TensorProto, dtype: np.dtype[Any]) -> None:
-        values = self._values(tensor)
-        with np.errstate(over="ignore"):
-            for start in range(0, values.size, BLOCK):
-                old = values[start : start + BLOCK]
+    def is_lossless(self, name: str, by_output: bool, kind: float_codes.Format) -> bool:
+        """Whether a float weight's values are numbers of a format; ``by_output`` as of :meth:`fp8`."""
+        return float_codes.is_lossless(self._matrix(name, by_output), kind)
+
+    def fp8(self, name: str, by_output: bool, element: int) -> tuple[str, str]:
+        """The names of the E4M3 codes (out, in) and the float32 scale, () or (out), of a float weight.
+
+        ``by_output``: whether the weight is (out, in) and not (in, out). ``element``: the ONNX type that its values
+        are to be multiplied in. Raises ConfigError where that does not hold them.
+        """
+        codes, scale = f"{name}.fp8", f"{name}.fp8_scale"
+        if codes not in self.tensors:
+            self._check(name, element)
+            matrix = self._matrix(name, by_output)
+            scales = float_codes.fp8_scale(matrix)
+            pieces = float_codes.fp8_pieces(matrix, scales)
+            self._add(codes, TensorProto.FLOAT8E4M3FN, matrix.shape, self._counted(pieces))
+            self._add(scale, TensorProto.FLOAT, scales.shape, [scales])
+        return codes, scale
+
+    def nvfp4(self, name: str, by_output: bool, element: int) -> tuple[str, str, str]:
+        """The names of a float weight's E2M1 codes (out, in), E4M3 scales (out, in / 16) and float32 scale ().
+
+        Arguments and errors as of :meth:`fp8`; also raises ConfigError where blocks do not fill the inputs.
+        """
+        codes, scales, scale = f"{name}.nvfp4", f"{name}.nvfp4_scales", f"{name}.nvfp4_scale"
+        if codes not in self.tensors:
+            self._check(name, element)
+            matrix = self._matrix(name, by_output)
+            out, width = matrix.shape
+            if width % float_codes.BLOCK:
+                expected = f"inputs in whole blocks of {float_codes.BLOCK}, as NVFP4 has them"
+                todo = "Use --projections fp8 or plain."
+                raise ConfigError(explain(f"The weight {name}", expected=expected, found=width, todo=todo))
+            of_all, of_blocks = float_codes.nvfp4_tensor_scale(matrix), list[np.ndarray]()
+
+            def pieces() -> Iterator[tuple[np.ndarray, bool]]:
+                for piece, piece_scales, kept in float_codes.nvfp4_pieces(matrix, of_all):
+                    of_blocks.append(piece_scales)
+                    yield float_codes.packed(piece), kept
+
+            self._add(codes, TensorProto.FLOAT4E2M1, matrix.shape, self._counted(pieces()))
+            self._add(scales, TensorProto.FLOAT8E4M3FN, (out, width // float_codes.BLOCK), of_blocks)
+            self._add(scale, TensorProto.FLOAT, (), [np.asarray(of_all)])
+        return codes, scales, scale
+
+    def _counted(self, pieces: Iterable[tuple[np.ndarray, bool]]) -> Iterator[np.ndarray]:
+        """The codes of a weight, which is counted in the end if no piece lost anything."""
+        whole = True
+        for codes, kept in pieces:
+            whole = whole and kept
+            yield codes
+        self.kept += whole
+
+    def _matrix(self, name: str, by_output: bool) -> np.ndarray:
+        """A float weight as (out, in), mapped."""
+        values = self._values(self.tensors[name]).reshape(self.tensors[name].dims)
+        return values if by_output else values.T
+
+    def _check(self, name: str, element: int) -> None:
+        """Raises ConfigError where a weight has a value too large for an ONNX type."""
+        for _ in self._converted(name, helper.tensor_dtype_to_np_dtype(element)):
+            pass
+
+    def _converted(self, name: str, dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
+        """A float weight in another type, some values at a time. Raises ConfigError where one is too large for it."""
+        values = self._values(self.tensors[name])
+        for start in range(0, values.size, BLOCK):
+            old = values[start : start + BLOCK]
+            with np.errstate(over="ignore"):
                 new = old.astype(dtype)
-                if np.any(np.isinf(new) & ~np.isinf(old)):
-                    raise ConfigError(
-                        explain(
-                            f"The weight {tensor.name}",
-                            expected=f"values that {dtype} holds",
-                            found=float(np.abs(old.astype(np.float32)).max()),
-                            todo="Use --precision bfloat16 or float32.",
-                        )
+            if np.any(np.isinf(new) & ~np.isinf(old)):
+                raise ConfigError(
+                    explain(
+                        f"The weight {name}",
+                        expected=f"values that {dtype} holds",
+                        found=float(np.abs(old.astype(np.float32)).max()),
+                        todo="Use --precision bfloat16 or float32.",
                     )
-                self._append(new.tobytes())
+                )
+            yield new
+
+    def _add(self, name: str, element: int, dims: Sequence[int], pieces: Iterable[np.ndarray]) -> None:
+        """Writes an initialiser's bytes to the new file, a piece at a time."""
+        self._append(bytes(-self.converted_bytes % ALIGNMENT))
+        offset = self.converted_bytes
+        for piece in pieces:
+            self._append(piece.tobytes())
+        tensor = TensorProto(name=name, data_type=element, dims=dims, data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", CONVERTED), ("offset", offset), ("length", self.converted_bytes - offset)):
+            tensor.external_data.add(key=key, value=str(value))
+        self.tensors[name] = tensor
 
     def _append(self, content: bytes) -> None:
         self._file.write(content)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
+from edge_export.float_codes import Format
 from edge_export.pack import Storage
-from edge_export.tensorrt_graph import ACTIVATIONS, ELEMENTS, write_tensorrt_graph
+from edge_export.tensorrt_graph import ACTIVATIONS, ELEMENTS, Summary, write_tensorrt_graph
 from edge_plugins import OPERATORS
 from edge_sdk import Bundle
 from edge_sdk.engine_files import NEXT_TOKEN, Precision
@@ -38,33 +39,37 @@ def bundle(request: pytest.FixtureRequest, tiny_bundle: TinyBundle) -> Bundle:
 
 
 def written(
-    bundle: Bundle, folder: Path, precision: Precision, claimed: Iterable[str]
-) -> tuple[ModelProto, dict[str, int]]:
-    """TensorRT's version in ``folder``, as ONNX's checker took it, and the nodes that plugins compute."""
+    bundle: Bundle, folder: Path, precision: Precision, claimed: Iterable[str], formats: Sequence[Format] = ()
+) -> tuple[ModelProto, Summary]:
+    """TensorRT's version in ``folder``, as ONNX's checker took it, and what was made of the graph."""
     folder.mkdir()
-    summary = write_tensorrt_graph(bundle.path, folder, precision, claimed)
+    summary = write_tensorrt_graph(bundle.path, folder, precision, claimed, formats)
     link = folder / "model.onnx.data"
     data = link.read_bytes()
     assert link.is_symlink()
     link.unlink()
     link.write_bytes(data)  # the checker takes no links
     onnx.checker.check_model(str(folder / "model.onnx"))
-    return onnx.load(str(folder / "model.onnx"), load_external_data=False), summary.plugins
+    return onnx.load(str(folder / "model.onnx"), load_external_data=False), summary
 
 
-def run(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
-    """All outputs for the same tokens, by ONNX Runtime as the file says it: nothing fused, no casts removed."""
+def fed(bundle: Bundle) -> dict[str, np.ndarray]:
+    """The same tokens for all graphs, and empty states."""
     config = bundle.manifest.model
     rng = np.random.default_rng(0)
     feeds = {
         spec.name: np.zeros(spec.sized(batch=2, capacity=12), np.dtype(spec.dtype)) for spec in config.past_specs()
     }
     feeds |= {"past_length": np.zeros(2, np.int64), "logit_positions": np.array([0, 8])}
-    feeds["input_ids"] = rng.integers(0, config.vocab_size, (2, 9))
+    return feeds | {"input_ids": rng.integers(0, config.vocab_size, (2, 9))}
+
+
+def run(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
+    """All outputs for the same tokens, by ONNX Runtime as the file says it: nothing fused, no casts removed."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return dict(zip((output.name for output in session.get_outputs()), session.run(None, feeds)))
+    return dict(zip((output.name for output in session.get_outputs()), session.run(None, fed(bundle))))
 
 
 def test_outputs_for_speculation_are_left_out(tiny_bundle: TinyBundle, tmp_path: Path) -> None:
@@ -89,8 +94,8 @@ def assert_same(bundle: Bundle, path: Path, precision: str) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_without_plugins_it_says_the_same(bundle: Bundle, precision: Precision, tmp_path: Path) -> None:
-    proto, plugins = written(bundle, tmp_path / "graph", precision, ())
-    assert not plugins
+    proto, summary = written(bundle, tmp_path / "graph", precision, ())
+    assert not summary.plugins
     assert not proto.functions
     assert {node.domain for node in proto.graph.node} == {""}
     assert_same(bundle, tmp_path / "graph" / "model.onnx", precision)
@@ -124,12 +129,12 @@ def as_functions(proto: ModelProto) -> Iterator[onnx.NodeProto]:
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_what_plugins_get_means_the_same(bundle: Bundle, precision: Precision, tmp_path: Path) -> None:
-    proto, plugins = written(bundle, tmp_path / "graph", precision, ACTIVATIONS)
+    proto, summary = written(bundle, tmp_path / "graph", precision, ACTIVATIONS)
     assert not proto.functions
     kinds = [spec.kind for spec in bundle.manifest.model.layers]
     for operator, kind in (("Mamba2Mixer", "mamba2"), ("MoE", "moe"), ("CachedAttention", "attention")):
-        assert plugins[operator] == kinds.count(kind)
-    assert ("QLinear" in plugins) == bundle.manifest.weights.startswith("int")
+        assert summary.plugins[operator] == kinds.count(kind)
+    assert ("QLinear" in summary.plugins) == bundle.manifest.weights.startswith("int")
     nodes = list(as_functions(proto))
     variants = {node.op_type: OPERATORS[node.op_type].variant_of_node(node) for node in nodes if node.domain == "edge"}
     del proto.graph.node[:]

@@ -63,6 +63,12 @@ def changed(**fields: object) -> EngineKey:
     return msgspec.structs.replace(KEY, **fields)
 
 
+def test_names_of_engines_outlive_new_fields_and_tell_formats_apart() -> None:
+    assert KEY.stem == "tensorrt-10.3.0-sm87-float16-03094d851767"  # of an engine that was built before --projections
+    assert msgspec.json.decode(msgspec.json.encode(KEY), type=EngineKey) == KEY
+    assert changed(projections="nvfp4").stem.startswith("tensorrt-10.3.0-sm87-float16-nvfp4-")
+
+
 def test_engines_are_found_newest_first_and_nothing_else_is(bundle: Bundle) -> None:
     assert read_records(bundle) == []
     old = write(bundle, record())
