@@ -79,7 +79,7 @@ class Batch:
     tokens: int
     """Targets to be learnt in the step, by all processes together: what a loss is the mean over."""
     documents: Tensor | None = None
-    """Of packed rows, which of ``indices`` stands at a position (batch, length), as in :mod:`edge_export.packed_rows`."""
+    """Of packed rows (:mod:`edge_export.packed_rows`), which of ``indices`` stands at a position (batch, length)."""
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""

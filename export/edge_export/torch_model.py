@@ -168,8 +168,8 @@ class HybridLM(HybridBody):
     def forward(self, input_ids: Tensor, documents: Tensor | None = None) -> Tensor:
         """Whole sequences input_ids (batch, length) -> logits (batch, length, vocab); what training runs.
 
-        With ``documents`` (batch, length) rows are packed (:mod:`edge_export.packed_rows`): every document gets the logits
-        that it would have in a row of its own.
+        With ``documents`` (batch, length) rows are packed (:mod:`edge_export.packed_rows`), and every document has the
+        logits that it would have in a row of its own.
         """
         x = self.embed(input_ids)
         for layer in self.layers:

@@ -44,8 +44,8 @@ def mamba2_mixer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``edge::Mamba2Mixer``: (batch, length, proj_dim) -> (batch, length, inner) and the two new states.
 
-    With ``documents`` (batch, length), which the operator does not have, rows are packed (``packed_rows``): each document
-    begins from nothing, and the new states are to be forgotten.
+    With ``documents`` (batch, length), which the operator does not have, rows are packed (:mod:`packed_rows`): each
+    document begins from nothing, and the new states are to be forgotten.
     """
     batch, length, _ = proj.shape
     _, heads, head_dim, state = past_ssm.shape
@@ -80,7 +80,8 @@ def _causal_conv(
     seen = [window[:, tap : tap + length] for tap in range(kernel)]
     if documents is not None:
         held = F.pad(documents, (kernel - 1, 0), value=PADDING)
-        seen = [part * (held[:, tap : tap + length] == documents)[..., None] for tap, part in enumerate(seen)]
+        for tap in range(kernel - 1):
+            seen[tap] = seen[tap] * (held[:, tap : tap + length] == documents)[..., None]
     taps = sum(part * weight[:, tap] for tap, part in enumerate(seen))
     return taps + bias, window[:, length:].transpose(1, 2)
 
