@@ -1,4 +1,4 @@
-"""What packing is worth: tokens that training learns from in a second, and positions of the largest batch.
+"""What packing is worth: tokens that training learns from in a second, padding, and how large batches are.
 
     python benchmarks/packing.py                                   # the table of docs/distil.md
     python benchmarks/packing.py --rounds 1 --steps 2              # whether it runs
@@ -22,7 +22,7 @@ import torch
 
 from distil import BYTES_MODEL, END, ROVER, read_texts, scan
 from edge_export.checkpoint import read_config
-from edge_export.data import Batch, Batches, Sample, collate, lengths
+from edge_export.data import Batch, Batches, Sample, collate
 from edge_export.documents import Pair, cut, tokenize
 from edge_export.families import nemotron_h
 from edge_export.torch_model import HybridLM
@@ -72,6 +72,11 @@ def works() -> dict[str, Work]:
     return made
 
 
+def tokens_of(source: Batches, batch: Batch) -> int:
+    """Positions of a batch's samples, without padding."""
+    return int((source.lengths[list(batch.indices)] - 1).sum())
+
+
 class Learner:
     """A model that takes steps of training."""
 
@@ -88,19 +93,19 @@ class Learner:
             cross_entropy(self.model, batch).backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
-            learnt += int(source.lengths[list(batch.indices)].sum()) - len(batch.indices)
+            learnt += tokens_of(source, batch)
         return learnt / (time.process_time() - started)
 
 
-def epoch(source: Batches) -> tuple[float, int]:
-    """The share of an epoch's positions that is padding, and the positions of its largest batch."""
-    counts = [source.at(step).input_ids.numel() for step in range(source.per_epoch)]
-    present = source.per_epoch * len(source.at(0).indices) * (lengths(source.samples).mean() - 1)
-    return 1 - present / sum(counts), max(counts)
+def epoch(source: Batches) -> tuple[float, str]:
+    """The share of an epoch's positions that is padding, and those of its smallest and its largest batch."""
+    batches = [source.at(step) for step in range(source.per_epoch)]
+    counts = [batch.input_ids.numel() for batch in batches]
+    return 1 - sum(tokens_of(source, batch) for batch in batches) / sum(counts), f"{min(counts):,} to {max(counts):,}"
 
 
-def measure(work: Work, rounds: int, steps: int) -> list[tuple[str, list[float], float, int]]:
-    """Of each way its name, tokens per second by round, the share of padding, and the largest batch's positions."""
+def measure(work: Work, rounds: int, steps: int) -> list[tuple[str, list[float], float, str]]:
+    """Of each way its name, tokens per second by round, and what :func:`epoch` says."""
     learner, sources = Learner(work.config), work.sources()
     rates: dict[str, list[float]] = {name: [] for name in sources}
     for source in sources.values():
@@ -120,13 +125,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{processor()}, torch {torch.__version__}, busy before: {busy(2.0):.0%}\n")
-    print("| samples | batches | tokens/s | padding | positions of the largest batch |\n|---|---|---|---|---|")
+    print("| samples | batches | tokens/s | padding | positions of a batch |\n|---|---|---|---|---|")
     for kind, work in works().items():
         if options.only and not kind.startswith(tuple(options.only)):
             continue
-        for name, rates, padding, largest in measure(work, options.rounds, options.steps):
+        for name, rates, padding, sizes in measure(work, options.rounds, options.steps):
             rate = f"{median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
-            print(f"| {kind} | {name} | {rate} | {padding:.1%} | {largest:,} |", flush=True)
+            print(f"| {kind} | {name} | {rate} | {padding:.1%} | {sizes} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -222,7 +222,8 @@ class Batches:
         indices = self._order.at(step)
         if not self._packing:
             return self.of(indices)
-        return pack([part_of(self.samples[index]) for index in indices], indices, int(self.lengths.max()) - 1)
+        longest = int(self.lengths[indices].max()) - 1  # longer rows would save little, and attention is quadratic
+        return pack([part_of(self.samples[index]) for index in indices], indices, longest)
 
     def of(self, indices: Sequence[int]) -> Batch:
         """A batch of these samples, each in a row of its own."""
