@@ -99,9 +99,12 @@ class Learner:
 
 def epoch(source: Batches) -> tuple[float, str]:
     """The share of an epoch's positions that is padding, and those of its smallest and its largest batch."""
-    batches = [source.at(step) for step in range(source.per_epoch)]
-    counts = [batch.input_ids.numel() for batch in batches]
-    return 1 - sum(tokens_of(source, batch) for batch in batches) / sum(counts), f"{min(counts):,} to {max(counts):,}"
+    counts, tokens = [], 0
+    for step in range(source.per_epoch):
+        batch = source.at(step)
+        counts.append(batch.input_ids.numel())
+        tokens += tokens_of(source, batch)
+    return 1 - tokens / sum(counts), f"{min(counts):,} to {max(counts):,}"
 
 
 def measure(work: Work, rounds: int, steps: int) -> list[tuple[str, list[float], float, str]]:
@@ -120,7 +123,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=12, help="of a way in a round")
+    parser.add_argument("--steps", type=int, default=4, help="of a way in a round")
     parser.add_argument("--only", nargs="+", help="kinds of samples, by their beginning")
     options = parser.parse_args()
     torch.set_num_threads(1)
