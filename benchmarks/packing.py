@@ -20,15 +20,14 @@ from statistics import median
 
 import torch
 
-from distil import BYTES_MODEL, END, ROVER, read_texts, scan
+from distil import BYTES_MODEL, END, ROVER, read_texts, scan_task
 from edge_export.checkpoint import read_config
 from edge_export.data import Batch, Batches, Sample, collate
-from edge_export.documents import Pair, cut, tokenize
+from edge_export.documents import cut
 from edge_export.families import nemotron_h
 from edge_export.torch_model import HybridLM
 from edge_export.training import cross_entropy
 from edge_sdk.model import ModelConfig
-from edge_sdk.text import TextCodec
 from machine import busy, processor
 
 
@@ -59,9 +58,7 @@ class Work:
 
 def works() -> dict[str, Work]:
     """By name."""
-    codec = TextCodec(ROVER / "teacher")
-    pairs = tokenize([Pair(*pair) for pair in scan.simple_split()[0]], codec, end=2)
-    made = {"SCAN's pairs": Work(read_config(ROVER / "teacher"), pairs, 64)}
+    made = {"SCAN's pairs": Work(read_config(ROVER / "teacher"), scan_task("simple", steps=1).train, 64)}
     texts = [text.encode() for text in read_texts()]
     paragraphs = [part for text in texts for part in text.split(b"\n\n") if part.strip()]
     config = nemotron_h.parse_config(dict(BYTES_MODEL))
@@ -90,7 +87,7 @@ class Learner:
         learnt, started = 0, time.process_time()
         for step in steps:
             batch = source.at(step)
-            cross_entropy(self.model, batch).backward()
+            torch.autograd.backward(cross_entropy(self.model, batch))
             self.optimizer.step()
             self.optimizer.zero_grad()
             learnt += tokens_of(source, batch)
