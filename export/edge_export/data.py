@@ -6,11 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from edge_export.packed_rows import PADDING, first_fit
 
 AnyBatch = TypeVar("AnyBatch", bound="StepBatch")
 
@@ -72,12 +75,16 @@ class Batch:
     input_ids: Tensor
     targets: Tensor
     indices: tuple[int, ...]
+    """Of the samples, row by row and from left to right."""
     tokens: int
     """Targets to be learnt in the step, by all processes together: what a loss is the mean over."""
+    documents: Tensor | None = None
+    """Of packed rows (:mod:`edge_export.packed_rows`), which of ``indices`` stands at a position (batch, length)."""
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        return replace(self, input_ids=self.input_ids.to(device), targets=self.targets.to(device))
+        documents = None if self.documents is None else self.documents.to(device)
+        return replace(self, input_ids=self.input_ids.to(device), targets=self.targets.to(device), documents=documents)
 
     @property
     def counted(self) -> Tensor:
@@ -85,7 +92,14 @@ class Batch:
         return self.targets != IGNORED
 
     def rows(self, chosen: slice) -> Batch:
-        """Some of the rows, as far as their targets reach; ``tokens`` stays that of all."""
+        """Some of the rows, as far as their targets reach; ``tokens`` stays that of all.
+
+        Of packed rows some of the samples, packed anew.
+        """
+        if self.documents is not None:
+            kept = [self.documents == document for document in range(len(self.indices))[chosen]]
+            parts = [Part(self.input_ids[place], self.targets[place]) for place in kept]
+            return replace(pack(parts, self.indices[chosen], self.input_ids.shape[1]), tokens=self.tokens)
         targets = self.targets[chosen]
         learnt = (targets != IGNORED).any(0).nonzero()
         length = int(learnt.max()) + 1 if len(learnt) else 1
@@ -95,17 +109,47 @@ class Batch:
 IGNORED = -100
 
 
+class Part(NamedTuple):
+    """A sample's share of a batch."""
+
+    input_ids: Tensor
+    """(length)"""
+    targets: Tensor
+    """(length), -100 where nothing is to be learnt."""
+
+
+def part_of(sample: Sample) -> Part:
+    """Its tokens but the last, and the next tokens of the completion."""
+    ids = torch.tensor(sample.ids)
+    targets = ids[1:].clone()
+    targets[: sample.prompt_length - 1] = IGNORED
+    return Part(ids[:-1], targets)
+
+
 def collate(samples: Sequence[Sample], indices: Sequence[int]) -> Batch:
-    """The samples at ``indices``, padded on the right; targets are the next tokens of the completions."""
-    chosen = [samples[index] for index in indices]
-    length = max(len(sample.ids) for sample in chosen) - 1
-    input_ids = torch.zeros(len(chosen), length, dtype=torch.int64)
-    targets = torch.full((len(chosen), length), IGNORED)
-    for row, sample in enumerate(chosen):
-        ids, first = torch.tensor(sample.ids), sample.prompt_length - 1
-        input_ids[row, : len(ids) - 1] = ids[:-1]
-        targets[row, first : len(ids) - 1] = ids[first + 1 :]
+    """The samples at ``indices``, each in a row of its own, padded on the right."""
+    parts = [part_of(samples[index]) for index in indices]
+    input_ids = pad_sequence([part.input_ids for part in parts], batch_first=True)
+    targets = pad_sequence([part.targets for part in parts], batch_first=True, padding_value=IGNORED)
     return Batch(input_ids, targets, tuple(indices), int((targets != IGNORED).sum()))
+
+
+def pack(parts: Sequence[Part], indices: Sequence[int], longest: int) -> Batch:
+    """The samples at ``indices``, whose parts are given, side by side in rows of up to ``longest`` positions."""
+    lengths = torch.tensor([len(part.input_ids) for part in parts])
+    order: list[int] = []
+    input_ids, targets, documents = [], [], []
+    for row in first_fit(lengths.tolist(), longest):
+        input_ids.append(torch.cat([parts[item].input_ids for item in row]))
+        targets.append(torch.cat([parts[item].targets for item in row]))
+        documents.append(torch.arange(len(order), len(order) + len(row)).repeat_interleave(lengths[row]))
+        order += row
+    padded = [
+        pad_sequence(rows, batch_first=True, padding_value=padding)
+        for rows, padding in ((input_ids, 0), (targets, IGNORED), (documents, PADDING))
+    ]
+    tokens = int((padded[1] != IGNORED).sum())
+    return Batch(padded[0], padded[1], tuple(indices[item] for item in order), tokens, padded[2])
 
 
 class StoredSamples(Sequence[Sample]):
@@ -166,17 +210,21 @@ class Order:
 
 
 class Batches:
-    """Endless batches of tokens, in an :class:`Order`."""
+    """Endless batches of tokens: samples of similar lengths, or packed ones, which are drawn from all lengths."""
 
-    def __init__(self, samples: Sequence[Sample], batch_size: int, seed: int) -> None:
-        self.samples, self.lengths = samples, lengths(samples)
-        self._order = Order(self.lengths, batch_size, seed)
+    def __init__(self, samples: Sequence[Sample], batch_size: int, seed: int, *, packing: bool = False) -> None:
+        self.samples, self.lengths, self._packing = samples, lengths(samples), packing
+        self._order = Order(np.zeros_like(self.lengths) if packing else self.lengths, batch_size, seed)
         self.per_epoch = self._order.per_epoch
 
     def at(self, step: int) -> Batch:
         """The batch of a step, counted from 0."""
-        return self.of(self._order.at(step))
+        indices = self._order.at(step)
+        if not self._packing:
+            return self.of(indices)
+        longest = int(self.lengths[indices].max()) - 1  # longer rows would save little, and attention is quadratic
+        return pack([part_of(self.samples[index]) for index in indices], indices, longest)
 
     def of(self, indices: Sequence[int]) -> Batch:
-        """A batch of these samples."""
+        """A batch of these samples, each in a row of its own."""
         return collate(self.samples, indices)

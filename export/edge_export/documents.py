@@ -1,9 +1,7 @@
 """Training data of any size: text, JSONL and parquet are read document by document and kept as tokens on disk.
 
-Documents are not packed into common rows. A Mamba layer's state, unlike attention, cannot be masked at a document's
-end: it would have to be reset inside the scan, which no operator of ours does, so what a packed row learns would differ
-from what the runtime computes. Instead each document is cut into samples that begin from empty states, and batches are
-made of samples of similar lengths (``data.Batches``), so that little is padded.
+Each document is cut into samples that begin from empty states. Batches are made of samples of similar lengths, so that
+little is padded, or of packed ones (``data.Batches``).
 """
 
 from __future__ import annotations

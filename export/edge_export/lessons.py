@@ -18,6 +18,7 @@ from edge_export.episodes import EpisodeSource
 from edge_export.teacher import Answers, LivePolicyTeacher, LiveTeacher, Teacher, stored_teacher
 from edge_export.torch_model import HybridBody, HybridLM
 from edge_export.training import LossFunction, cross_entropy, data_loss
+from edge_sdk.errors import ConfigError, explain
 from edge_sdk.instruction import InstructionCodec
 from edge_sdk.policy_spec import PolicySpec
 
@@ -35,8 +36,8 @@ class Lessons(Protocol):
         """Between a student and its teacher."""
         ...
 
-    def batches(self, batch_size: int, seed: int) -> BatchSource:
-        """The data in batches."""
+    def batches(self, batch_size: int, seed: int, *, packing: bool = False) -> BatchSource:
+        """The data in batches. Raises ConfigError where it cannot be packed."""
         ...
 
     def live_teacher(self, model: HybridBody, schedule: DistilSchedule) -> Teacher:
@@ -56,9 +57,9 @@ class TokenLessons:
     loss: LossFunction = cross_entropy
     gap: Gap = token_gap
 
-    def batches(self, batch_size: int, seed: int) -> BatchSource:
+    def batches(self, batch_size: int, seed: int, *, packing: bool = False) -> BatchSource:
         """Batches of tokens."""
-        return Batches(self.samples, batch_size, seed)
+        return Batches(self.samples, batch_size, seed, packing=packing)
 
     def live_teacher(self, model: HybridBody, schedule: DistilSchedule) -> Teacher:
         """With its whole distributions."""
@@ -90,8 +91,10 @@ class EpisodeLessons:
     loss: LossFunction = data_loss
     gap: Gap = output_gap
 
-    def batches(self, batch_size: int, seed: int) -> BatchSource:
+    def batches(self, batch_size: int, seed: int, *, packing: bool = False) -> BatchSource:
         """Batches of episodes."""
+        if packing:
+            raise ConfigError(explain("packing", expected="a language model", found="a policy", todo="Leave it out."))
         return EpisodeBatches(self.source, self.spec, self.settings, batch_size, seed, self.codec)
 
     def live_teacher(self, model: HybridBody, schedule: DistilSchedule) -> Teacher:

@@ -107,7 +107,8 @@ def train_student(
 
     The student may be shared out over processes, and then a live teacher is too; what is returned is whole.
     """
-    batches, device = lessons.batches(schedule.batch_size, schedule.seed), student.device
+    batches = lessons.batches(schedule.batch_size, schedule.seed, packing=schedule.packing)
+    device = student.device
     loss: LossFunction = lessons.loss
     if teacher is not None:
         residuals = None

@@ -60,7 +60,7 @@ class LiveTeacher:
         """The whole distributions."""
         counted = batch.targets >= 0
         with watched(self.model, self._points) as residuals:
-            logits = self.model(batch.input_ids)[counted].float()
+            logits = self.model(batch.input_ids, batch.documents)[counted].float()
         softened = (logits / self._temperature).log_softmax(-1)
         return Targets(softened, residuals=tuple(residual[counted] for residual in residuals))
 

@@ -72,8 +72,9 @@ def train(
         model = make_model(config)
         model.reset_parameters(plan.schedule.seed)
         model = sharded(model.to(place), place)
-        batches = lessons.batches(plan.schedule.batch_size, plan.schedule.seed)
-        trainer = Trainer(model, batches, plan.schedule, out, lessons.loss, "train", tensorboard=tensorboard)
+        schedule = plan.schedule
+        batches = lessons.batches(schedule.batch_size, schedule.seed, packing=schedule.packing)
+        trainer = Trainer(model, batches, schedule, out, lessons.loss, "train", tensorboard=tensorboard)
         model = whole_model(trainer.run())
         if is_first():
             save_model(model, out / "model", tokenizer_from=tokenizer)

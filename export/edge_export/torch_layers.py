@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_export import onnx_ops, torch_ops
+from edge_export.packed_rows import positions, together
 from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, MlpSpec, MoeSpec, ParallelSpec, RopeSpec
 
 States = tuple[Tensor, ...]
@@ -85,7 +86,9 @@ class Mamba2Mixer(nn.Module):
             self.A_log.log_()
             self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))
 
-    def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
+    def forward(
+        self, x: Tensor, past_length: Tensor | None = None, states: States = (), documents: Tensor | None = None
+    ) -> tuple[Tensor, States]:
         proj = self.in_proj(x)
         if self.proj_scale is not None:
             proj = proj * self.proj_scale.weight
@@ -102,6 +105,7 @@ class Mamba2Mixer(nn.Module):
             eps=self.eps,
             dt_min=self.spec.dt_min,
             dt_max=math.inf if self.spec.dt_max is None else self.spec.dt_max,
+            **({} if documents is None else {"documents": documents}),
         )
         return self.out_proj(y), (conv, ssm)
 
@@ -180,28 +184,31 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(spec.head_dim, eps) if spec.qk_norm else nn.Identity()
         self.rope = None if spec.rope is None else Rope(spec.rope)
 
-    def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
-        query = self._placed(self.q_proj(x), self.q_norm, past_length)
-        key = self._placed(self.k_proj(x), self.k_norm, past_length)
+    def forward(
+        self, x: Tensor, past_length: Tensor | None = None, states: States = (), documents: Tensor | None = None
+    ) -> tuple[Tensor, States]:
+        query = self._placed(self.q_proj(x), self.q_norm, past_length, documents)
+        key = self._placed(self.k_proj(x), self.k_norm, past_length, documents)
         value = self.v_proj(x)
         scale = self.spec.head_dim**-0.5 if self.spec.scale is None else self.spec.scale
         scale *= self.spec.key_multiplier
         if not states:
             q, k, v = (part.unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2) for part in (query, key, value))
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+            seen = None if documents is None else together(documents).tril().unsqueeze(1)
+            mixed = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None, scale=scale, enable_gqa=True)
             return self.o_proj(mixed.transpose(1, 2).flatten(-2)), ()
         y, *present = operators().cached_attention(query, key, value, past_length, *states, scale=scale, window=0)
         return self.o_proj(y), tuple(present)
 
-    def _placed(self, flat: Tensor, norm: nn.Module, past_length: Tensor | None) -> Tensor:
+    def _placed(self, flat: Tensor, norm: nn.Module, past_length: Tensor | None, documents: Tensor | None) -> Tensor:
         """Queries or keys (batch, length, heads * head_dim), normalised and turned where the spec says so."""
         if self.rope is None and not self.spec.qk_norm:
             return flat
         by_head = norm(flat.unflatten(-1, (-1, self.spec.head_dim)))
         if self.rope is not None:
             steps = torch.arange(flat.shape[1], device=flat.device)
-            positions = steps.unsqueeze(0) if past_length is None else past_length.unsqueeze(1) + steps
-            by_head = self.rope(by_head, positions)
+            places = steps.unsqueeze(0) if past_length is None else past_length.unsqueeze(1) + steps
+            by_head = self.rope(by_head, places if documents is None else positions(documents))
         return by_head.flatten(-2)
 
 
@@ -218,7 +225,9 @@ class Mlp(nn.Module):
             self.up_proj = nn.Linear(hidden, spec.intermediate, bias=spec.bias)
         self.down_proj = nn.Linear(spec.intermediate, hidden, bias=spec.bias)
 
-    def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
+    def forward(
+        self, x: Tensor, past_length: Tensor | None = None, states: States = (), documents: Tensor | None = None
+    ) -> tuple[Tensor, States]:
         if self.gated:
             gate, risen = self.gate_up_proj(x).chunk(2, -1)
             return self.down_proj(F.silu(times(gate, self.spec.gate_multiplier)) * risen), ()
@@ -272,7 +281,9 @@ class Moe(nn.Module):
         names = ("top_k", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor", "scoring")
         return {name: getattr(self.spec, name) for name in names}
 
-    def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
+    def forward(
+        self, x: Tensor, past_length: Tensor | None = None, states: States = (), documents: Tensor | None = None
+    ) -> tuple[Tensor, States]:
         bias, router_logits = self.gate.e_score_correction_bias, self.gate(x)
         if self.training and self.spec.scoring == "sigmoid":  # others have no correction that could balance them
             chosen, _ = torch_ops.route(router_logits.detach().flatten(0, -2), bias, **self.routing())
@@ -291,9 +302,11 @@ class Parallel(nn.Module):
         self.mamba = Mamba2Mixer(spec.mamba, hidden, eps)
         self.attention = Attention(spec.attention, hidden, eps)
 
-    def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
-        scanned, mamba_states = mix(self.mamba, x, past_length, states[:MAMBA2_STATES])
-        attended, attention_states = mix(self.attention, x, past_length, states[MAMBA2_STATES:])
+    def forward(
+        self, x: Tensor, past_length: Tensor | None = None, states: States = (), documents: Tensor | None = None
+    ) -> tuple[Tensor, States]:
+        scanned, mamba_states = mix(self.mamba, x, past_length, states[:MAMBA2_STATES], documents)
+        attended, attention_states = mix(self.attention, x, past_length, states[MAMBA2_STATES:], documents)
         return scanned + attended, (*mamba_states, *attention_states)
 
 
@@ -301,9 +314,11 @@ MAMBA2_STATES = 2
 """How many states a Mamba-2 mixer has (``Mamba2Spec.states``)."""
 
 
-def mix(mixer: Any, x: Tensor, past_length: Tensor | None, states: States) -> tuple[Tensor, States]:
+def mix(
+    mixer: Any, x: Tensor, past_length: Tensor | None, states: States, documents: Tensor | None
+) -> tuple[Tensor, States]:
     """A mixer's output for the normed x, its input and output multiplied as the spec says, and the new states."""
-    mixed, present = mixer(times(x, mixer.spec.input_multiplier), past_length, states)
+    mixed, present = mixer(times(x, mixer.spec.input_multiplier), past_length, states, documents)
     return times(mixed, mixer.spec.output_multiplier), present
 
 

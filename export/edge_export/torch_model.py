@@ -26,8 +26,10 @@ class Layer(nn.Module):
         self.norm = RMSNorm(hidden, eps)
         self.mixer = make_mixer(spec, hidden, eps)
 
-    def forward(self, x: Tensor, past_length: Tensor | None = None, states: States = ()) -> tuple[Tensor, States]:
-        mixed, states = mix(self.mixer, self.norm(x), past_length, states)
+    def forward(
+        self, x: Tensor, past_length: Tensor | None = None, states: States = (), documents: Tensor | None = None
+    ) -> tuple[Tensor, States]:
+        mixed, states = mix(self.mixer, self.norm(x), past_length, states, documents)
         return x + mixed, states
 
 
@@ -163,16 +165,20 @@ class HybridLM(HybridBody):
         """Hidden states behind the final norm (batch, kept, hidden) -> logits (batch, kept, vocab)."""
         return times(self.lm_head(hidden), self.config.logits_multiplier)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Whole sequences input_ids (batch, length) -> logits (batch, length, vocab); what training runs."""
+    def forward(self, input_ids: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Whole sequences input_ids (batch, length) -> logits (batch, length, vocab); what training runs.
+
+        With ``documents`` (batch, length) rows are packed (:mod:`edge_export.packed_rows`), and every document has the
+        logits that it would have in a row of its own.
+        """
         x = self.embed(input_ids)
         for layer in self.layers:
-            x, _ = layer(x)
+            x, _ = layer(x, documents=documents)
         return self.logits(x)
 
     def predict(self, batch: Batch) -> Tensor:
         """Logits (targets, vocab)."""
-        return self(batch.input_ids)[batch.counted].float()
+        return self(batch.input_ids, batch.documents)[batch.counted].float()
 
     def data_error(self, found: Tensor, batch: Batch) -> Tensor:
         """Negative log-likelihood of the targets."""

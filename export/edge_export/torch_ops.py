@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from edge_export.packed_rows import PADDING, together
 
 CHUNK = 128
 """Positions that one block of the quadratic SSD form covers."""
@@ -38,13 +40,18 @@ def mamba2_mixer(
     eps: float,
     dt_min: float = 0.0,
     dt_max: float = float("inf"),
+    documents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``edge::Mamba2Mixer``: (batch, length, proj_dim) -> (batch, length, inner) and the two new states."""
+    """``edge::Mamba2Mixer``: (batch, length, proj_dim) -> (batch, length, inner) and the two new states.
+
+    With ``documents`` (batch, length), which the operator does not have, rows are packed (:mod:`packed_rows`): each
+    document begins from nothing, and the new states are to be forgotten.
+    """
     batch, length, _ = proj.shape
     _, heads, head_dim, state = past_ssm.shape
     inner, conv_dim = heads * head_dim, conv_weight.shape[0]
     z, xbc, dt = proj.split([inner, conv_dim, heads], dim=-1)
-    xbc, present_conv = _causal_conv(xbc, conv_weight, conv_bias, past_conv)
+    xbc, present_conv = _causal_conv(xbc, conv_weight, conv_bias, past_conv, documents)
     x, b, c = F.silu(xbc).float().split([inner, groups * state, groups * state], dim=-1)
     dt = F.softplus(dt.float() + dt_bias).clamp(dt_min, dt_max)
     with without_autocast(proj):  # the states stay in float32
@@ -55,6 +62,7 @@ def mamba2_mixer(
             b.view(batch, length, groups, state),
             c.view(batch, length, groups, state),
             past_ssm.float().view(batch, groups, heads // groups, head_dim, state),
+            documents,
         )
     y = y.reshape(batch, length, heads, head_dim) + d[:, None] * x.view(batch, length, heads, head_dim)
     y = y.reshape(batch, length, inner) * F.silu(z.float())
@@ -63,36 +71,74 @@ def mamba2_mixer(
     return y, present_conv, present_ssm.reshape(past_ssm.shape).to(past_ssm.dtype)
 
 
-def _causal_conv(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+def _causal_conv(
+    x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, documents: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Depthwise convolution over time of x (batch, length, channels), continued from past inputs."""
     length, kernel = x.shape[1], weight.shape[1]
     window = torch.cat([past.transpose(1, 2), x], dim=1)
-    taps = sum(window[:, tap : tap + length] * weight[:, tap] for tap in range(kernel))
+    seen = [window[:, tap : tap + length] for tap in range(kernel)]
+    if documents is not None:
+        held = F.pad(documents, (kernel - 1, 0), value=PADDING)
+        for tap in range(kernel - 1):
+            seen[tap] = seen[tap] * (held[:, tap : tap + length] == documents)[..., None]
+    taps = sum(part * weight[:, tap] for tap, part in enumerate(seen))
     return taps + bias, window[:, length:].transpose(1, 2)
 
 
-def _scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor]:
+def _scan(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, ssm: Tensor, documents: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """State-space duality (arXiv 2405.21060, section 6) by chunks; heads stand as (groups, heads per group)."""
     outputs = []
     for start in range(0, x.shape[1], CHUNK):
         part = slice(start, start + CHUNK)
-        y, ssm = _scan_chunk(x[:, part], dt[:, part], a, b[:, part], c[:, part], ssm)
+        cuts = None if documents is None else _cuts(documents, part)
+        y, ssm = _scan_chunk(x[:, part], dt[:, part], a, b[:, part], c[:, part], ssm, cuts)
         outputs.append(y)
     return torch.cat(outputs, dim=1), ssm
 
 
-def _scan_chunk(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor]:
-    decay = (dt * a).cumsum(dim=1).permute(0, 2, 3, 1)  # (batch, groups, heads per group, length)
+class Cuts(NamedTuple):
+    """How documents share a chunk of packed rows."""
+
+    together: Tensor
+    """Whether two positions are of the same document (batch, length, length)."""
+    arriving: Tensor
+    """Whether a position's document began before the chunk (batch, length)."""
+    leaving: Tensor
+    """Whether a position's document is the chunk's last (batch, length)."""
+
+
+def _cuts(documents: Tensor, part: slice) -> Cuts:
+    here, before = documents[:, part], documents[:, max(part.start - 1, 0), None]
+    return Cuts(together(here), here == before, here == here[:, -1:])
+
+
+def _scan_chunk(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, ssm: Tensor, cuts: Cuts | None
+) -> tuple[Tensor, Tensor]:
+    causal = torch.ones((x.shape[1],) * 2, dtype=torch.bool, device=x.device).tril()
+    if cuts is None:
+        decay = (dt * a).cumsum(dim=1)
+    else:  # each document's own sum, so that one's magnitude does not round another's
+        causal = causal & cuts.together
+        decay = (causal.float() @ (dt * a).flatten(2)).view_as(dt)
+        causal = causal[:, None, None]
+    decay = decay.permute(0, 2, 3, 1)  # (batch, groups, heads per group, length)
     between = decay[..., :, None] - decay[..., None, :]
-    causal = torch.ones(between.shape[-2:], dtype=torch.bool, device=x.device).tril()
     between = between.masked_fill(~causal, float("-inf")).exp()
     x_dt = (x * dt[..., None]).permute(0, 2, 3, 1, 4)  # (batch, groups, heads per group, length, head_dim)
     b = b.transpose(1, 2)  # (batch, groups, length, state)
     c = c.transpose(1, 2)
     scores = (c @ b.transpose(2, 3))[:, :, None] * between
-    y = scores @ x_dt + (c[:, :, None] @ ssm.transpose(3, 4)) * decay.exp()[..., None]
-    to_end = (decay[..., -1:] - decay).exp()[..., None]
-    ssm = ssm * decay[..., -1, None, None].exp() + (x_dt * to_end).transpose(3, 4) @ b[:, :, None]
+    from_start, to_end = decay, decay[..., -1:] - decay
+    if cuts is not None:
+        from_start = from_start.masked_fill(~cuts.arriving[:, None, None], float("-inf"))
+        to_end = to_end.masked_fill(~cuts.leaving[:, None, None], float("-inf"))
+    from_start, to_end = from_start.exp(), to_end.exp()
+    y = scores @ x_dt + (c[:, :, None] @ ssm.transpose(3, 4)) * from_start[..., None]
+    ssm = ssm * from_start[..., -1, None, None] + (x_dt * to_end[..., None]).transpose(3, 4) @ b[:, :, None]
     return y.permute(0, 3, 1, 2, 4), ssm
 
 

@@ -43,6 +43,9 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     steps: int
     batch_size: int = 128
+    """Samples."""
+    packing: bool = False
+    """Samples of all lengths share rows, instead of batches of samples of similar lengths."""
     learning_rate: float = 2e-3
     warmup_steps: int = 50
     weight_decay: float = 0.05
@@ -265,6 +268,6 @@ def data_loss(model: HybridBody, batch: StepBatch) -> Tensor:
 
 def cross_entropy(model: HybridLM, batch: Batch) -> Tensor:
     """Mean negative log-likelihood of the targets."""
-    logits = model(batch.input_ids)
+    logits = model(batch.input_ids, batch.documents)
     total = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="sum")
     return total / batch.tokens

@@ -26,6 +26,7 @@ SHAPE = StudentShape(hidden=32, layers={"mamba2": 1, "attention": 1, "mlp": 1, "
 
 LIVE = "{top_k: 0, hidden_weight: 0.5, hidden_points: 2, data_weight: 0.1, recompute: true"
 CACHED = "{top_k: 8"
+PACKED = "{top_k: 8, packing: true"
 SCHEDULE = ", steps: 6, batch_size: 8, learning_rate: 1.0e-3, warmup_steps: 2, average_decay: 0.5, save_every: 3}"
 
 
@@ -61,7 +62,7 @@ def losses(out: Path) -> list[float]:
         return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("kind", [LIVE, CACHED], ids=["live-teacher", "cached-teacher"])
+@pytest.mark.parametrize("kind", [LIVE, CACHED, PACKED], ids=["live-teacher", "cached-teacher", "packed"])
 def test_two_processes_learn_what_one_does(kind: str, folder: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     distil(folder, one, kind + SCHEDULE, processes=1)
