@@ -80,14 +80,16 @@ class Reference:
     def moe(self, name: str, x: Tensor) -> Tensor:
         scores = (x @ self.weights[f"{name}.gate.weight"].T).sigmoid()
         choice = scores + self.weights[f"{name}.gate.e_score_correction_bias"]
-        latent = x @ self.weights[f"{name}.fc1_latent_proj.weight"].T
+        same = torch.eye(x.shape[-1], dtype=x.dtype)  # experts without a latent width have no projections
+        into, back = (self.weights.get(f"{name}.fc{part}_latent_proj.weight", same) for part in (1, 2))
+        latent = x @ into.T
         routed = torch.zeros_like(latent)
         for token in range(len(x)):
             chosen = choice[token].topk(self.config["num_experts_per_tok"]).indices
             shares = scores[token, chosen] / scores[token, chosen].sum()
             for expert, share in zip(chosen.tolist(), shares):
                 routed[token] += share * self.mlp(f"{name}.experts.{expert}", latent[token])
-        return routed @ self.weights[f"{name}.fc2_latent_proj.weight"].T + self.mlp(f"{name}.shared_experts", x)
+        return routed @ back.T + self.mlp(f"{name}.shared_experts", x)
 
 
 @pytest.fixture
