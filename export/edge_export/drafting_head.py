@@ -18,7 +18,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from edge_export.data import IGNORED, Batch, Batches, Sample, collate
+from edge_export.data import Batch, Batches, Sample, collate
 from edge_export.families import family_of
 from edge_export.teacher import similar_lengths
 from edge_export.torch_model import HybridLM, MtpHead
@@ -106,7 +106,7 @@ class Draft(NamedTuple):
 def drafts_of(model: HybridLM, batch: Batch, count: int) -> Iterator[Draft]:
     """The first draft everywhere, the second ones that follow it, and so on; fewer for shorter samples.
 
-    The tokens between are the data's.
+    Drafts count where they follow a token of the answer, as in use; the tokens between are the data's.
     """
     with torch.no_grad():
         hidden = model.hidden_states(batch.input_ids)
@@ -114,7 +114,7 @@ def drafts_of(model: HybridLM, batch: Batch, count: int) -> Iterator[Draft]:
     for ahead in range(1, min(count, batch.input_ids.shape[1] - 1) + 1):
         state, rounds = model.mtp(state[:, :-1], model.embed(batch.input_ids[:, ahead:]), rounds)
         targets = batch.targets[:, ahead:]
-        counted = targets != IGNORED
+        counted = batch.counted[:, ahead:] & batch.counted[:, :-ahead]
         with torch.no_grad():
             expected = model.head(hidden[:, ahead:][counted]).float()
         yield Draft(model.head(state[counted]).float(), expected, targets[counted])

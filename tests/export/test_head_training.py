@@ -33,7 +33,7 @@ from edge_sdk.text import TextCodec
 from exported import bundle_of
 from places import TEACHER
 from test_drafting_head import Reference
-from test_speculative_sessions import Eager, Hopeful
+from test_speculative_sessions import ATTENTION_ONLY, Eager, Hopeful
 from tiny import BASE, make, relative_error
 
 OFFICIAL = Path(__file__).parent / "official"
@@ -41,7 +41,6 @@ STORAGE = Storage(cache_dtype="float32", speculation=True)
 DRAFTS = 3
 LEARNT = HeadSchedule(steps=70, batch_size=16, learning_rate=5e-3, warmup_steps=5, drafts=DRAFTS)
 SHORT = HeadSchedule(steps=6, batch_size=4, warmup_steps=2, save_every=2, drafts=2, average_decay=0.5)
-ATTENTION_ONLY = {"layers_block_type": ["full_attention", "full_attention"]}
 
 
 def tokenized(pairs: list[tuple[str, str]]) -> list[Sample]:
@@ -161,12 +160,14 @@ def test_what_is_trained_is_what_is_used(variant: str) -> None:
 
 
 def test_a_draft_is_compared_with_the_token_it_stands_for(held_out: list[Sample]) -> None:
-    model, batch = untrained(load_model(TEACHER)), collate(held_out, [5, 40, 90])
+    indices = [5, 40, 90]
+    model, batch = untrained(load_model(TEACHER)), collate(held_out, indices)
     with torch.inference_mode():
         logits = model(batch.input_ids)
         for number, draft in enumerate(drafts_of(model, batch, DRAFTS), 1):
-            counted = batch.counted.clone()
-            counted[:, :number] = False
+            counted = torch.zeros_like(batch.counted)
+            for row, index in enumerate(indices):  # from the second, third and so on token of the answer on
+                counted[row, held_out[index].prompt_length - 1 + number : len(held_out[index].ids) - 1] = True
             assert torch.equal(draft.targets, batch.targets[counted])
             assert relative_error(draft.models, logits[counted]) <= 1e-5
     assert number == DRAFTS
@@ -183,7 +184,7 @@ def test_what_is_too_short_to_draft_teaches_nothing() -> None:
 
 
 def test_the_data_can_be_the_teacher(samples: list[Sample]) -> None:
-    model, batch = untrained(load_model(TEACHER)), collate(samples, range(8))
+    model, batch = untrained(make("plain")), collate(samples, range(8))
     with torch.inference_mode():
         drafts = list(drafts_of(model, batch, 2))
         logits, targets = (torch.cat(parts) for parts in zip(*((draft.logits, draft.targets) for draft in drafts)))
@@ -202,6 +203,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
 ) -> None:
     """With experts whose load is balanced and averaged weights; the model itself is what it was."""
     schedule, calls = msgspec.structs.replace(SHORT, recompute=True), [0]
+    given = {"checkpoint": "one"}
     whole = train_head(make("plain"), samples, schedule, tmp_path / "whole")
     loss = HeadLoss.__call__
 
@@ -213,8 +215,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
 
     monkeypatch.setattr(HeadLoss, "__call__", interrupted)
     with pytest.raises(InterruptedRunError, match="step 4 of 6"):
-        train_head(make("plain"), samples, schedule, tmp_path / "cut")
-    resumed = train_head(make("plain"), samples, schedule, tmp_path / "cut")
+        train_head(make("plain"), samples, schedule, tmp_path / "cut", given=given)
+    resumed = train_head(make("plain"), samples, schedule, tmp_path / "cut", given=given)
     assert calls == [6]
     before = make("plain").state_dict()
     for name, tensor in whole.state_dict().items():
@@ -234,19 +236,15 @@ def test_a_head_that_is_there_is_trained_on(samples: list[Sample], tmp_path: Pat
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained.items() if not name.endswith(bias))
 
 
-def config(**changes: object) -> ModelConfig:
-    return nemotron_h.parse_config(BASE | changes)
-
-
 def kinds(config: ModelConfig, letters: str | None = None) -> list[str]:
     return [spec.kind for spec in head_spec(config, letters).layers]
 
 
 def test_a_heads_layers_are_like_the_models() -> None:
-    assert kinds(config()) == ["attention", "moe"]
-    assert kinds(config(), "-") == ["mlp"]
+    assert kinds(make("plain").config) == ["attention", "moe"]
+    assert kinds(make("plain").config, "-") == ["mlp"]
     assert kinds(make("no-experts").config) == ["attention", "mlp"]
-    assert kinds(config(**ATTENTION_ONLY)) == ["attention"]
+    assert kinds(nemotron_h.parse_config(ATTENTION_ONLY), "*") == ["attention"]
     assert head_spec(make("dense-drafting-head").config) == make("dense-drafting-head").config.mtp
     for name, pattern in (("nemotron-nano-9b-v2", "*-"), ("nemotron-3-nano-30b-a3b", "*E")):
         official = read_config(OFFICIAL / f"{name}.json")
@@ -257,10 +255,15 @@ def test_a_heads_layers_are_like_the_models() -> None:
 @pytest.mark.parametrize(
     ("model", "letters", "message"),
     [
-        (config(), "M*", r"expected some of \*, E, -.*found M\*"),
-        (config(), "", "found none"),
+        (make("plain").config, "M*", r"expected some of \*, E, -.*found M\*"),
+        (make("plain").config, "", "found none"),
         (make("no-experts").config, "*E", r"expected some of \*, -"),
-        (config(layers_block_type=["linear_attention"]), None, "other layers than Mamba-2"),
+        (make("only-mamba").config, "*", "expected some of -,"),
+        (
+            msgspec.structs.replace(make("only-mamba").config, layers=make("only-mamba").config.layers[:1]),
+            None,
+            "other layers than Mamba-2",
+        ),
         (make("drafting-head").config, "*-", r"expected \*E, as the model's head"),
         (read_config(OFFICIAL / "nemotron-labs-3-puzzle-75b-a9b.json"), None, "found nemotron_h_puzzle"),
     ],
