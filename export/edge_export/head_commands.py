@@ -54,9 +54,8 @@ def head(
     """
     set_threads(threads)
     plan, config = read_recipe(recipe, HeadRecipe), read_config(checkpoint)
-    spec = head_spec(config, plan.layers)
+    described = msgspec.structs.replace(config, mtp=head_spec(config, plan.layers))
     if dry_run:
-        described = msgspec.structs.replace(config, mtp=spec)
         show_estimate(estimate_head(described, plan.schedule, length or config.max_length), out)
         return
     with joined(torch_device(device)) as place:
@@ -71,7 +70,7 @@ def head(
         train_head(model, samples, schedule, out, letters=plan.layers, given=given, tensorboard=tensorboard)
         report: dict[str, object] = {
             "parameters": model.config.parameters(),
-            "head_parameters": spec.parameters(config.hidden),
+            "head_parameters": model.config.parameters() - msgspec.structs.replace(config, mtp=None).parameters(),
             "steps": schedule.steps,
         }
         if test is not None:
