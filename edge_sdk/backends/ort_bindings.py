@@ -11,15 +11,24 @@ from edge_sdk.tensor_spec import TensorSpec
 
 if TYPE_CHECKING:
     from edge_sdk.backends.ort import OrtStates
+    from edge_sdk.backends.ort_device import HostBuffers
 
 
 class Bound(Protocol):
     """What is bound: an engine, or a graph of its own beside it."""
 
     session: Any
-    host: Any
-    past_specs: Sequence[TensorSpec]
-    present_specs: Sequence[TensorSpec]
+    host: HostBuffers
+
+    @property
+    def past_specs(self) -> Sequence[TensorSpec]:
+        """The states that it reads."""
+        ...
+
+    @property
+    def present_specs(self) -> Sequence[TensorSpec]:
+        """The states that it writes, in the same order."""
+        ...
 
 
 class Bindings:

@@ -21,6 +21,7 @@ from torch import Tensor
 from edge_export.data import Batch, Batches, Sample, collate
 from edge_export.families import family_of
 from edge_export.teacher import similar_lengths
+from edge_export.torch_layers import States
 from edge_export.torch_model import HybridLM, MtpHead
 from edge_export.training import Schedule, Trainer
 from edge_sdk.errors import ConfigError, explain
@@ -110,7 +111,8 @@ def drafts_of(model: HybridLM, batch: Batch, count: int) -> Iterator[Draft]:
     """
     with torch.no_grad():
         hidden = model.hidden_states(batch.input_ids)
-    state, rounds = hidden, []
+    state = hidden
+    rounds: list[States] = []
     for ahead in range(1, min(count, batch.input_ids.shape[1] - 1) + 1):
         state, rounds = model.mtp(state[:, :-1], model.embed(batch.input_ids[:, ahead:]), rounds)
         targets = batch.targets[:, ahead:]

@@ -118,7 +118,8 @@ class Trainer(Generic[Trained]):
             self.model.load_state_dict(self.average)
         if is_first():
             plot_losses([self.folder / "log.csv"], self.folder / "loss.png")
-        return self.model.eval()
+        self.model.eval()
+        return self.model
 
     def _run(self) -> None:
         """All steps that are left, with a progress bar."""
