@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path(), help="where states are saved (default: here)")
     parser.add_argument("--quick", action="store_true", help="contexts and prompts up to 1024 tokens, 10 rounds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every time there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every time there, after each contender")
     options = parser.parse_args()
     if options.gguf and options.llama_python is None:
         raise ConfigError(explain("--gguf", expected="--llama-python with it", found="none", todo="Give its path."))
@@ -271,12 +271,14 @@ def main() -> None:
     if options.quick:
         plan = msgspec.structs.replace(plan, contexts=(128, 1024), prompts=(128, 1024), tokens=32, rounds=10)
     disturbed = busy(1.0)
-    results = [in_process([sys.executable, __file__, "worker", bundle], plan) for bundle in options.ours]
-    peer = Path(__file__).with_name("sessions_llama.py")
-    results += [in_process([options.llama_python, peer, name, path], plan) for name, path in options.gguf]
+    peer, results = Path(__file__).with_name("sessions_llama.py"), []
+    contenders = [[sys.executable, __file__, "worker", bundle] for bundle in options.ours]
+    contenders += [[options.llama_python, peer, name, path] for name, path in options.gguf]
+    for command in contenders:
+        results.append(in_process(command, plan))
+        if options.json:  # after each one: the next may take hours
+            options.json.write_bytes(msgspec.json.format(msgspec.json.encode(results)) + b"\n")
     print("\n".join(report(results, plan, disturbed)))
-    if options.json:
-        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(results)) + b"\n")
 
 
 if __name__ == "__main__":

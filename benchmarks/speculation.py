@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -38,6 +39,10 @@ COMMANDS = (
     "turn left twice and walk around right",
     "run and jump twice",
 )
+
+
+Clock = Callable[[], float]
+"""Seconds: what has passed, or what this thread has computed."""
 
 
 class Given(Sampler):
@@ -71,17 +76,19 @@ class Measured:
         self.counts.trials += counts.trials
 
 
-def replay(model: LanguageModel, prompt: Sequence[int], answer: Sequence[int]) -> tuple[int, float, Counts]:
+def replay(
+    model: LanguageModel, prompt: Sequence[int], answer: Sequence[int], clock: Clock
+) -> tuple[int, float, Counts]:
     """Tokens, seconds after the first one, and drafts of a given answer."""
     with model.session() as session:
         session.append(prompt)
         session.begin_answer()
         sampler = Given(answer)
         _say(session, sampler, len(answer))
-        started = time.perf_counter()
+        started = clock()
         for left in range(len(answer) - 1, 0, -1):
             _say(session, sampler, left)
-        return len(answer) - 1, time.perf_counter() - started, session.speculation
+        return len(answer) - 1, clock() - started, session.speculation
 
 
 def _say(session: Session, sampler: Sampler, left: int) -> None:
@@ -90,14 +97,30 @@ def _say(session: Session, sampler: Sampler, left: int) -> None:
     session.add_answered(choice.token_id, "")
 
 
-def answer(model: LanguageModel, command: str) -> tuple[int, float, Counts]:
+def answer(model: LanguageModel, command: str, clock: Clock) -> tuple[int, float, Counts]:
     """Tokens, seconds after the first one, and drafts of the model's own answer."""
     with model.session() as session:
         stream = session.stream(command, max_new_tokens=64)
         next(stream)
-        started = time.perf_counter()
+        started = clock()
         tokens = sum(1 for _ in stream)
-        return tokens + 1, time.perf_counter() - started, session.speculation  # and the end token
+        return tokens + 1, clock() - started, session.speculation  # and the end token
+
+
+def commands_of(path: Path | None, count: int) -> list[str]:
+    """So many prompts of a file of pairs, evenly spaced; the fixed ones where no file is given."""
+    if path is None:
+        return list(COMMANDS)
+    prompts = [json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines()]
+    return prompts[:: max(1, len(prompts) // count)][:count]
+
+
+def same_answers(ways: dict[Speculation, LanguageModel], commands: Sequence[str]) -> int:
+    """How many of the commands all ways answer with the same tokens."""
+    return sum(
+        len({tuple(model.session().generate(command, max_new_tokens=64).token_ids) for model in ways.values()}) == 1
+        for command in commands
+    )
 
 
 def texts() -> Iterator[tuple[str, str, str]]:
@@ -134,7 +157,10 @@ def tokenizer(vocabulary: int) -> Tokenizer:
 
 
 def measure(
-    ways: dict[Speculation, LanguageModel], asked: Sequence[str | tuple[list[int], list[int]]], rounds: int
+    ways: dict[Speculation, LanguageModel],
+    asked: Sequence[str | tuple[list[int], list[int]]],
+    rounds: int,
+    clock: Clock,
 ) -> dict[Speculation, Measured]:
     """Everything that is asked, each way in turn; the first round only warms up."""
     found: dict[Speculation, Measured] = {way: Measured() for way in ways}
@@ -145,7 +171,8 @@ def measure(
             measured.seconds.append(0.0)
         for each in asked:
             for way, model in ways.items():
-                found[way].add(*(answer(model, each) if isinstance(each, str) else replay(model, *each)))
+                said = answer(model, each, clock) if isinstance(each, str) else replay(model, *each, clock)
+                found[way].add(*said)
     return found
 
 
@@ -177,20 +204,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scan", type=Path, action="append", default=[], help="a bundle of the demo's model")
     parser.add_argument("--bundle", type=Path, action="append", default=[], help="any other")
+    parser.add_argument("--commands", type=Path, help="pairs in JSONL whose prompts --scan is asked (default: a few)")
+    parser.add_argument("--count", type=int, default=40, help="how many of them (default 40)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=400, help="longest given answer (default 400)")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count what one thread computes: others change it little"
+    )
     options = parser.parse_args()
+    clock = time.thread_time if options.cpu_time else time.perf_counter
     print(f"{processor()}, {options.threads} threads, {options.rounds} rounds\n")
     print("| answers | drafts | tokens/s | tokens per verification | right | times plain |\n|---|---|---|---|---|---|")
+    commands = commands_of(options.commands, options.count)
     for bundle in options.scan:
-        show(f"{bundle.name}, SCAN", measure(load(bundle, options.threads), COMMANDS, options.rounds))
+        ways = load(bundle, options.threads)
+        show(f"{bundle.name}, SCAN", measure(ways, commands, options.rounds, clock))
+        print(f"{bundle.name}: {same_answers(ways, commands)} of {len(commands)} answers equal", file=sys.stderr)
     for bundle in options.bundle:
         ways = load(bundle, options.threads)
         words = tokenizer(min(4096, ways["off"].config.vocab_size))
         for name, prompt, text in texts():
             asked = (words.encode(prompt).ids, words.encode(text).ids[: options.tokens])
-            show(f"{bundle.name}, {name}", measure(ways, [asked], options.rounds))
+            show(f"{bundle.name}, {name}", measure(ways, [asked], options.rounds, clock))
 
 
 if __name__ == "__main__":

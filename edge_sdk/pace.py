@@ -37,7 +37,10 @@ class StepTimes:
     def __init__(self) -> None:
         self._taken: dict[int | str, deque[float]] = {}
         self._usual: dict[int | str, float] = {}
-        self._steps = 0
+        self.steps = 0
+        """How many there were."""
+        self.head_drafted_at = 0
+        """How many there had been when the head last drafted."""
         self._noted: dict[int, int] = {}
         """By length how many steps there had been when one was last measured."""
 
@@ -45,10 +48,10 @@ class StepTimes:
         """``kind``: the tokens of the step, or ROLLBACK_RUN or HEAD."""
         taken = self._taken.setdefault(kind, deque(maxlen=WINDOW))
         if isinstance(kind, int):
-            self._steps += 1
-            if kind > 1 and self._steps - self._noted.get(kind, 0) > STALE:
+            self.steps += 1
+            if kind > 1 and self.steps - self._noted.get(kind, 0) > STALE:
                 taken.clear()
-            self._noted[kind] = self._steps
+            self._noted[kind] = self.steps
         taken.append(seconds)
         self._usual[kind] = sorted(taken)[len(taken) // 4]
 
@@ -75,7 +78,7 @@ class StepTimes:
 
     def _known(self, length: int) -> bool:
         noted = self._noted.get(length)
-        return noted is not None and (length == 1 or self._steps - noted <= STALE)
+        return noted is not None and (length == 1 or self.steps - noted <= STALE)
 
 
 def gain(times: StepTimes, rights: Iterable[float], draft_s: float = 0.0) -> tuple[int, float]:

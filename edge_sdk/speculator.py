@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 
 HEAD_REST = 256
-"""Tokens after which the head drafts one, however seldom it was right: only so is seen whether it is better now."""
+"""Steps, of all sessions, after which the head drafts a token, however seldom it was right: only so is seen whether it
+is better now."""
 
 
 class Counts(msgspec.Struct):
@@ -64,8 +65,8 @@ class Speculator:
         self._steps, self._times, self._speculation = steps, times, speculation
         self._acceptance = Acceptance(general)
         self._uses_head = speculation != "lookup" and steps.engine.has_head
-        self._lookup, self._head_at = PromptLookup(), 0
-        """What was said, and how long it was when the head last drafted."""
+        self._lookup = PromptLookup()
+        """What was said."""
         self._trial: _Trial | None = None
         self._said = 0
         """How many of the trial's tokens were said; the states do not hold them before it is settled."""
@@ -75,7 +76,7 @@ class Speculator:
     def forget(self) -> None:
         """The conversation begins anew."""
         self._trial, self._said, self._guesses = None, 0, []
-        self._lookup, self._head_at = PromptLookup(), 0
+        self._lookup = PromptLookup()
 
     def settle(self, states: States) -> None:
         """Ends the trial: the states hold what was said of it. For who uses the states otherwise."""
@@ -158,12 +159,12 @@ class Speculator:
 
     def _head_length(self, most: int) -> tuple[int, float]:
         """How many tokens the head should draft, and the rate that this promises."""
-        if len(self._lookup) - self._head_at > HEAD_REST:
+        if self._times.steps - self._times.head_drafted_at > HEAD_REST:
             return 1, float("inf")
         return gain(self._times, self._acceptance.each(_head_kinds(most)), self._times.of(HEAD))
 
     def _head_draft(self, token: int, states: States, count: int) -> Draft:
-        self._head_at = len(self._lookup)
+        self._times.head_drafted_at = self._times.steps
         with self._steps.exclusive():
             tokens = self._steps.engine.draft(token, self._steps.at_home(states), count)
         return Draft(tokens, _head_kinds(len(tokens)))

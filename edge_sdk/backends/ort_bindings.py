@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from edge_sdk.tensor_spec import TensorSpec
+
 if TYPE_CHECKING:
-    from edge_sdk.backends.ort import OrtEngine, OrtStates
+    from edge_sdk.backends.ort import OrtStates
+    from edge_sdk.backends.ort_device import HostBuffers
+
+
+class Bound(Protocol):
+    """What is bound: an engine, or a graph of its own beside it."""
+
+    session: Any
+    host: HostBuffers
+
+    @property
+    def past_specs(self) -> Sequence[TensorSpec]:
+        """The states that it reads."""
+        ...
+
+    @property
+    def present_specs(self) -> Sequence[TensorSpec]:
+        """The states that it writes, in the same order."""
+        ...
 
 
 class Bindings:
-    """Of an engine's session to arrays, by their names in the graph, and to one States: its past_length and states."""
+    """Of a session to arrays, by their names in the graph, and to one States: its past_length and states."""
 
-    def __init__(self, engine: OrtEngine, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, engine: Bound, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
         """The arrays besides those of the states; each run reads the inputs and overwrites the outputs."""
         self._engine, self._inputs, self._outputs = engine, inputs, outputs
         self.fresh = True

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edge_sdk.backends import Wanted
 from edge_sdk.backends.ort import OrtStates
+from edge_sdk.backends.ort_bindings import Bindings
 from edge_sdk.errors import MemoryLimitError
 from edge_sdk.speculation import DRAFT
 
@@ -18,39 +19,66 @@ if TYPE_CHECKING:
 HEAD_BLOCK = 512
 """Positions that may wait for the head."""
 
+LONGEST_KEPT = 32
+"""Tokens of the longest call whose bindings are kept."""
+
+
+class HeadCall:
+    """Bindings of the head to one States for inputs of one shape: nothing is allocated when it is repeated."""
+
+    def __init__(self, head: DraftHead, batch: int, length: int, kept: int) -> None:
+        sizes = {"batch": batch, "length": length, "kept": kept}
+        fed = {spec.name: np.empty(spec.sized(**sizes), spec.dtype) for spec in head.spec.inputs[:2]}
+        made = {spec.name: np.empty(spec.sized(**sizes), spec.dtype) for spec in head.spec.outputs[:2]}
+        self.fed_hidden, self.fed_ids = fed.values()
+        self.logits, self.hidden = made.values()
+        self.bindings = Bindings(head, fed | {"logit_positions": np.arange(length - kept, length)}, made)
+
+
+class HeadStates(OrtStates):
+    """The head's own caches."""
+
+    def _make(self, content: Sequence[np.ndarray]) -> None:
+        super()._make(content)
+        self.calls: dict[tuple[int, int], HeadCall] = {}
+        """The bindings of short calls."""
+
 
 class DraftHead:
     """The model's head that drafts tokens (MtpSpec): from hidden states and the tokens after them to the next ones."""
 
     def __init__(self, engine: SpeculativeEngine) -> None:
         self.engine, self.spec = engine, engine.bundle.manifest.graphs[DRAFT]
-        self.session = engine.open(DRAFT)
+        self.session, self.host = engine.open(DRAFT), engine.host
         self.past_specs = [spec for spec in self.spec.inputs if spec.name.startswith("past_key_values.")]
+        self.present_specs = self.spec.outputs[2:]
 
-    def empty_states(self, batch: int) -> OrtStates:
+    def empty_states(self, batch: int) -> HeadStates:
         """The head's own caches, zeros. Their past_length may be set back: positions behind it do not count."""
-        return OrtStates(self.engine, self.past_specs, batch, self.engine.first_capacity)
+        return HeadStates(self.engine, self.past_specs, batch, self.engine.first_capacity)
 
     def step(
-        self, hidden_states: np.ndarray, input_ids: np.ndarray, states: OrtStates, logits: Wanted = "last"
+        self, hidden_states: np.ndarray, input_ids: np.ndarray, states: HeadStates, logits: Wanted = "last"
     ) -> tuple[np.ndarray, np.ndarray]:
         """Feeds positions with hidden_states (batch, length, hidden) and the tokens after them (batch, length) int64.
 
         Returns the logits (batch, kept, vocab) of the tokens after those, and the hidden states (batch, kept, hidden)
         that go with these to draft on.
         """
+        call = self.run(hidden_states, input_ids, states, {"last": 1, "all": input_ids.shape[1], "none": 0}[logits])
+        return call.logits.copy(), call.hidden.copy()
+
+    def run(self, hidden_states: np.ndarray, input_ids: np.ndarray, states: HeadStates, kept: int) -> HeadCall:
+        """:meth:`step` for the last ``kept`` positions; what it made stands in the call until the next one."""
         batch, length = input_ids.shape
         states.make_room(states.past_length + length)
-        kept = {"last": 1, "all": length, "none": 0}[logits]
-        fed = (hidden_states, input_ids, states.past_length, np.arange(length - kept, length))
-        found = [np.empty(spec.sized(batch=batch, kept=kept), np.float32) for spec in self.spec.outputs[:2]]
-        read, written = states.sets[states.turn], states.sets[states.written]
-        names = [[spec.name for spec in specs] for specs in (self.spec.inputs, self.spec.outputs)]
-        _run_bound(
-            self.session, self.engine.host, dict(zip(names[0], [*fed, *read])), dict(zip(names[1], [*found, *written]))
-        )
+        call = states.calls.get((length, kept)) or HeadCall(self, batch, length, kept)
+        if length <= LONGEST_KEPT:
+            states.calls[length, kept] = call
+        call.fed_hidden[...], call.fed_ids[...] = hidden_states, input_ids
+        call.bindings.run(states, states.written)
         states.advance(length)
-        return found[0], found[1]
+        return call
 
 
 class HeadContext:
@@ -61,6 +89,9 @@ class HeadContext:
 
     def __init__(self, head: DraftHead) -> None:
         self._head, self._states = head, head.empty_states(1)
+        self.typical = False
+        """Whether the last draft took what drafts take: no bindings were made, and no more was read than the positions
+        that a trial of such a draft leaves."""
         self._hidden: list[np.ndarray] = []
         """Hidden states (1, length, hidden) of positions that the head was not fed yet."""
         self._after: list[int] = []
@@ -74,14 +105,15 @@ class HeadContext:
         if len(self._after) >= HEAD_BLOCK:
             hidden, last = self._take()
             try:
-                self._head.step(hidden[:, :-1], last[None], self._states, "none")
+                self._head.run(hidden[:, :-1], last[None], self._states, 0)
             except MemoryLimitError:  # the model was fed, and goes on without drafts
                 return
             self._hidden = [hidden[:, -1:]]
 
-    def empty(self) -> HeadContext:
-        """One of another row."""
-        return HeadContext(self._head)
+    def restart(self) -> None:
+        """What the model is fed next is another row."""
+        self.interrupt()
+        self._states.past_length[:] = 0
 
     def interrupt(self) -> None:
         """The model was fed tokens that this does not hear of."""
@@ -99,11 +131,13 @@ class HeadContext:
             self._states.make_room(self._states.past_length + len(after) + count - 1)
         except MemoryLimitError:  # the model can do without
             return []
-        logits, hidden = self._head.step(hidden, after[None], self._states)
-        held, drafted = self._states.past_length.copy(), [int(logits[0, -1].argmax())]
+        call = self._head.run(hidden, after[None], self._states, 1)
+        self.typical = len(after) <= count + 1 and not call.bindings.fresh
+        held, drafted = self._states.past_length.copy(), [int(call.logits[0, -1].argmax())]
         while len(drafted) < count:
-            logits, hidden = self._head.step(hidden, np.array([drafted[-1:]]), self._states)
-            drafted.append(int(logits[0, -1].argmax()))
+            call = self._head.run(call.hidden, np.array([drafted[-1:]]), self._states, 1)
+            self.typical = self.typical and not call.bindings.fresh
+            drafted.append(int(call.logits[0, -1].argmax()))
         self._states.past_length[:] = held
         return drafted
 
@@ -112,14 +146,3 @@ class HeadContext:
         taken = np.concatenate(self._hidden, axis=1), np.array(self._after, dtype=np.int64)
         self._hidden, self._after = [], []
         return taken
-
-
-def _run_bound(session: Any, host: Any, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
-    """Runs a session from arrays into arrays, which must be contiguous."""
-    binding = session.io_binding()
-    shared = {name: host.share(np.ascontiguousarray(array)) for name, array in inputs.items()}
-    for name, value in shared.items():
-        binding.bind_ortvalue_input(name, value)
-    for name, array in outputs.items():
-        binding.bind_ortvalue_output(name, host.share(array))
-    session.run_with_iobinding(binding)

@@ -15,7 +15,7 @@ import numpy as np
 from edge_sdk.backends import FIRST_CAPACITY, RowStates, Snapshot, States, Wanted
 from edge_sdk.backends.host_memory import zeros
 from edge_sdk.backends.ort import Call, OrtEngine, OrtStates
-from edge_sdk.backends.ort_head import DraftHead, HeadContext
+from edge_sdk.backends.ort_head import LONGEST_KEPT, DraftHead, HeadContext
 from edge_sdk.bundle import Bundle
 from edge_sdk.errors import BackendError, explain
 from edge_sdk.pace import HEAD, ROLLBACK_RUN, StepTimes
@@ -24,9 +24,6 @@ from edge_sdk.tensor_spec import TensorSpec
 
 RELEASED_KEPT = 4
 """States of ended sessions whose memory and bindings the next ones take over."""
-
-LONGEST_KEPT = 32
-"""Tokens of the longest call whose bindings are kept."""
 
 
 class Trial(Call):
@@ -70,7 +67,8 @@ class SpeculativeStates(OrtStates):
         """Makes these another session's states; the bindings are still good."""
         self.fill(content, length)
         self.verified = 0
-        self.context = None if self.context is None else self.context.empty()
+        if self.context is not None:
+            self.context.restart()
 
     def _make(self, content: Sequence[np.ndarray]) -> None:
         super()._make(content)
@@ -238,7 +236,7 @@ class SpeculativeEngine(OrtEngine):
             return []
         started = time.thread_time()
         drafted = states.context.draft(token, count)
-        if drafted:
+        if drafted and states.context.typical:
             self.times.note(HEAD, (time.thread_time() - started) / len(drafted))
         return drafted
 

@@ -23,9 +23,9 @@ HELP = """
 From a checkpoint in Hugging Face format to a bundle that `edge-sdk` runs, on a workstation; to an engine, on a board.
 
 The usual way: `inspect` a checkpoint, `prune` and `distil` it if it is too large, `quantize` it on data of yours,
-`onnx` and `bundle` it; on the robot, `engine`. `import` makes FP8 and NVFP4 checkpoints ordinary ones, and
-`engine --projections` has their weights as they were. What makes
-something takes `--dry-run`, and then only says what memory, disk and time that would need.
+`onnx` and `bundle` it; on the robot, `engine`. `head` trains what drafts tokens, for a model that has no such head.
+`import` makes FP8 and NVFP4 checkpoints ordinary ones, and `engine --projections` has their weights as they were. What
+makes something takes `--dry-run`, and then only says what memory, disk and time that would need.
 
 The shortest way: `edge-export onnx CHECKPOINT --weights int4 --out graph`, then
 `edge-export bundle CHECKPOINT --graph graph --out bundle`, then `edge-sdk run bundle "a question"`.
@@ -100,13 +100,20 @@ def run(
 
 
 if find_spec("torch") is not None:  # a board has none, and needs only the command above
-    from edge_export import episode_commands, inspect, quantize_commands, student_commands, torch_commands
+    from edge_export import (
+        episode_commands,
+        head_commands,
+        inspect,
+        quantize_commands,
+        student_commands,
+        torch_commands,
+    )
 
-    for commands in (torch_commands, student_commands, quantize_commands, inspect):
+    for commands in (torch_commands, student_commands, head_commands, quantize_commands, inspect):
         app.registered_commands.extend(commands.app.registered_commands)
     app.add_typer(episode_commands.app, name="episodes")
 
-ORDER = ["inspect", "import", "prune", "distil", "quantize", "onnx", "bundle", "engine", "run"]
+ORDER = ["inspect", "import", "prune", "distil", "head", "quantize", "onnx", "bundle", "engine", "run"]
 """In which --help lists the commands: as they follow one another; behind them the others."""
 
 

@@ -7,6 +7,7 @@ import time
 import torch
 
 from edge_export.distil import DistilSchedule
+from edge_export.drafting_head import HeadSchedule
 from edge_export.dry_run import Estimate
 from edge_export.episode_batches import EpisodeSettings
 from edge_export.students import SearchSettings
@@ -51,6 +52,20 @@ def estimate_distillation(
     operations += decoded * schedule.steps * (6 * decoder_products(student) + 2 * decoder_products(teacher))
     answers = 0 if student.policy is not None else positions * schedule.steps * (4 * schedule.top_k + 4)
     return _estimate(4 * teacher.parameters(), answers + 16 * student.parameters(), memory, operations)
+
+
+def estimate_head(config: ModelConfig, schedule: HeadSchedule, length: int) -> Estimate:
+    """Of all steps with the longest samples: the model as it is; of the head also gradients, moments, drafts."""
+    assert config.mtp is not None
+    positions, head = schedule.batch_size * length, config.mtp.parameters(config.hidden)
+    copies = 4 + bool(schedule.average_decay)
+    of_a_draft = 4 * config.vocab_size + 12 * config.hidden * (1 + len(config.mtp.layers))
+    memory = 4 * config.parameters() + 4 * (copies - 1) * head + 4 * positions * schedule.drafts * of_a_draft
+    body, projection = multiplied_parameters(config) - head, config.vocab_size * config.hidden
+    per_draft = 6 * (head + projection) + 2 * projection
+    operations = positions * schedule.steps * (2 * (body - projection) + schedule.drafts * per_draft)
+    written = 4 * config.parameters() + 4 * copies * head
+    return _estimate(4 * config.parameters(), written, memory, operations)
 
 
 def _estimate(read_bytes: float, write_bytes: float, memory_bytes: float, operations: float) -> Estimate:

@@ -56,7 +56,10 @@ def prune(teacher: HybridBody, shape: StudentShape, importance: Importance) -> H
         todo = "Prune the language model before it is joined to a tower."
         raise ConfigError(explain("The teacher", expected="a model of text", found="one that sees", todo=todo))
     if config.mtp is not None:
-        log.warning("the student gets no drafting head: the teacher's was trained on the teacher's hidden states")
+        log.warning(
+            "the student gets no drafting head: the teacher's was trained on the teacher's hidden states. Once the "
+            "student is distilled, `edge-export head` trains one for it"
+        )
     hidden = best(importance.hidden, _size(config.hidden, shape.hidden, "hidden"))
     state = {name: tensor.detach().cpu() for name, tensor in teacher.state_dict().items()}
     specs: list[LayerSpec] = []

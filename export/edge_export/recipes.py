@@ -9,6 +9,7 @@ import msgspec
 
 from edge_export.budget import Budget
 from edge_export.distil import DistilSchedule
+from edge_export.drafting_head import HeadSchedule
 from edge_export.episode_batches import EpisodeSettings
 from edge_export.prune import StudentShape
 from edge_export.students import SearchSettings
@@ -46,7 +47,16 @@ class DistilRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return self.student or self.budget  # type: ignore[return-value]  # one of them it is
 
 
-Recipe = TypeVar("Recipe", TrainRecipe, DistilRecipe, StudentShape)
+class HeadRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A drafting head, and the schedule of its training."""
+
+    schedule: HeadSchedule
+    layers: str | None = None
+    """In the letters of ModelConfig.pattern, as ``*E``, each like the model's; None takes attention and experts or MLP,
+    as far as the model has them."""
+
+
+Recipe = TypeVar("Recipe", TrainRecipe, DistilRecipe, HeadRecipe, StudentShape)
 
 
 def read_recipe(path: Path, kind: type[Recipe]) -> Recipe:

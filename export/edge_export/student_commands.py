@@ -27,6 +27,7 @@ from edge_export.command_options import (
     write_report,
 )
 from edge_export.distributed import is_first, joined, load_sharded, world
+from edge_export.drafting_head import warn_of_stale_head
 from edge_export.dry_run import DryRun, show_estimate
 from edge_export.estimate import estimate_distillation, estimate_search
 from edge_export.learning import read_lessons, scores
@@ -186,6 +187,7 @@ def distil(
         )
         if is_first():
             save_model(trained, out / "model", tokenizer_from=teacher)
+            warn_of_stale_head(trained.config)
             _report(trained, config, plan, out, {} if test is None else scores(trained, test, teacher))
 
 

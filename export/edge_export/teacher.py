@@ -166,7 +166,7 @@ def _store(model: HybridLM, samples: Sequence[Sample], folder: Path, key: CacheK
     model.eval()
     starts, progress = _starts(samples), folder / "done"
     values, ids, tail = _open(folder, int(starts[-1]), key.top_k, model.config.vocab_size, "r+")
-    batches = _similar_lengths(samples)
+    batches = similar_lengths(samples)
     done = int(progress.read_text()) if progress.exists() else 0
     for index in track(range(done, len(batches)), "teacher logits", console=console, transient=True):
         batch = collate(samples, batches[index]).to(model.device)
@@ -211,7 +211,7 @@ def _open(folder: Path, rows: int, top_k: int, vocab_size: int, mode: str) -> tu
     return values, ids, tail
 
 
-def _similar_lengths(samples: Sequence[Sample]) -> list[list[int]]:
+def similar_lengths(samples: Sequence[Sample]) -> list[list[int]]:
     """All samples, the short ones first, in batches of at most BATCH_TOKENS positions or of one sample."""
     batches: list[list[int]] = []
     counts = lengths(samples)

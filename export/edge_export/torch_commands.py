@@ -28,6 +28,7 @@ from edge_export.command_options import (
     write_report,
 )
 from edge_export.distributed import is_first, joined, sharded, whole_model
+from edge_export.drafting_head import warn_of_stale_head
 from edge_export.dry_run import DryRun, show_estimate
 from edge_export.export_estimate import estimate_bundle, estimate_export
 from edge_export.learning import described_model, read_lessons, scores
@@ -78,6 +79,7 @@ def train(
         model = whole_model(trainer.run())
         if is_first():
             save_model(model, out / "model", tokenizer_from=tokenizer)
+            warn_of_stale_head(config)
             report: dict[str, object] = {"parameters": config.parameters(), "steps": plan.schedule.steps}
             if test is not None:
                 report |= scores(model, test, tokenizer)

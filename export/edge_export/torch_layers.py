@@ -171,7 +171,11 @@ def inverse_wavelengths(spec: RopeSpec) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention, over a cache (``edge::CachedAttention``) or, in training, over x alone."""
+    """Causal grouped-query attention, over a cache (``edge::CachedAttention``) or, in training, over whole sequences.
+
+    In training the states are keys and values (batch, kv_heads, length, head_dim), one pair for each time that it ran
+    over the sequences; only a drafting head runs several times (:func:`attend_to_drafts`).
+    """
 
     def __init__(self, spec: AttentionSpec, hidden: int, eps: float) -> None:
         super().__init__()
@@ -192,11 +196,15 @@ class Attention(nn.Module):
         value = self.v_proj(x)
         scale = self.spec.head_dim**-0.5 if self.spec.scale is None else self.spec.scale
         scale *= self.spec.key_multiplier
-        if not states:
+        if past_length is None:
             q, k, v = (part.unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2) for part in (query, key, value))
-            seen = None if documents is None else together(documents).tril().unsqueeze(1)
-            mixed = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None, scale=scale, enable_gqa=True)
-            return self.o_proj(mixed.transpose(1, 2).flatten(-2)), ()
+            if states:
+                mixed = attend_to_drafts(q, (*states, k, v), scale)
+            else:
+                seen = None if documents is None else together(documents).tril().unsqueeze(1)
+                causal = seen is None
+                mixed = F.scaled_dot_product_attention(q, k, v, seen, is_causal=causal, scale=scale, enable_gqa=True)
+            return self.o_proj(mixed.transpose(1, 2).flatten(-2)), (*states, k, v)
         y, *present = operators().cached_attention(query, key, value, past_length, *states, scale=scale, window=0)
         return self.o_proj(y), tuple(present)
 
@@ -210,6 +218,26 @@ class Attention(nn.Module):
             places = steps.unsqueeze(0) if past_length is None else past_length.unsqueeze(1) + steps
             by_head = self.rope(by_head, places if documents is None else positions(documents))
         return by_head.flatten(-2)
+
+
+def attend_to_drafts(query: Tensor, rounds: States, scale: float) -> Tensor:
+    """Attention of a drafting head that drafts on at all positions of a sequence at once, as if at each one alone.
+
+    query (batch, heads, length, head_dim) is of the last of several rounds, whose keys and values are ``rounds``, a
+    pair for each; of the rounds before, the first ``length`` positions count. A position attends to the first round
+    causally, since there the head read what the model said, and of the later ones to its own drafts.
+    """
+    heads, length = query.shape[1:3]
+    pairs = [part[:, :, :length].repeat_interleave(heads // part.shape[1], 1) for part in rounds]
+    (first, *drafted), (first_value, *values) = pairs[::2], pairs[1::2]
+    ahead = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
+    scores = [(query @ first.transpose(-1, -2)).masked_fill(ahead, float("-inf"))]
+    scores += [(query * key).sum(-1, keepdim=True) for key in drafted]
+    shares = (torch.cat(scores, -1) * scale).float().softmax(-1).to(query.dtype)
+    mixed = shares[..., :length] @ first_value
+    for index, value in enumerate(values, length):
+        mixed = mixed + shares[..., index : index + 1] * value
+    return mixed
 
 
 class Mlp(nn.Module):

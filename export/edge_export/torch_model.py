@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ class MtpHead(nn.Module):
 
     def __init__(self, spec: MtpSpec, hidden: int, eps: float) -> None:
         super().__init__()
+        self.config = spec
         self.enorm, self.hnorm = RMSNorm(hidden, eps), RMSNorm(hidden, eps)
         self.eh_proj = nn.Linear(2 * hidden, hidden, bias=False)
         self.layers = nn.ModuleList(Layer(layer, hidden, eps) for layer in spec.layers)
@@ -50,6 +52,40 @@ class MtpHead(nn.Module):
     def join(self, hidden_states: Tensor, embedded: Tensor) -> Tensor:
         """The residual stream that enters the layers; it and both inputs are (batch, length, hidden)."""
         return self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(hidden_states)], dim=-1))
+
+    def forward(
+        self, hidden_states: Tensor, embedded: Tensor, rounds: Sequence[States] = ()
+    ) -> tuple[Tensor, list[States]]:
+        """Whole sequences of hidden states and of the tokens after them, embedded; each (batch, length, hidden).
+
+        Returns the hidden states (batch, length, hidden) that tell the tokens after those, and what ``rounds`` is for
+        the next round, which drafts on from them at all positions at once: what training runs.
+        """
+        x, kept = self.join(hidden_states, embedded), []
+        for layer, earlier in zip(self.layers, rounds or [()] * len(self.layers)):
+            x, states = layer(x, None, earlier)
+            kept.append(states)
+        return self.final_layernorm(x), kept
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.eh_proj.weight.device
+
+    def reset_parameters(self, seed: int) -> None:
+        """Random weights for training from scratch."""
+        torch.manual_seed(seed)
+        draw_weights(self, len(self.layers))
+
+
+def draw_weights(module: nn.Module, layers: int) -> None:
+    """Normal random weights, scaled down for what so many layers add to the residual stream."""
+    outputs = ("out_proj.weight", "o_proj.weight", "down_proj.weight", "down_weight", "fc2_latent_proj.weight")
+    for name, parameter in module.named_parameters():
+        if parameter.ndim >= 2:
+            fan_in = parameter.shape[-2] if name.endswith(("up_weight", "down_weight")) else parameter.shape[-1]
+            depth = 2 * layers if name.endswith(outputs) else 1
+            nn.init.normal_(parameter, std=(fan_in * depth) ** -0.5)
 
 
 class HybridBody(nn.Module):
@@ -77,14 +113,9 @@ class HybridBody(nn.Module):
         """Makes one of those weights that the config says are the same, after they were assigned."""
 
     def reset_parameters(self, seed: int) -> None:
-        """Random weights for training from scratch: normal, scaled down for the layers' outputs."""
+        """Random weights for training from scratch."""
         torch.manual_seed(seed)
-        outputs = ("out_proj.weight", "o_proj.weight", "down_proj.weight", "down_weight", "fc2_latent_proj.weight")
-        for name, parameter in self.named_parameters():
-            if parameter.ndim >= 2:
-                fan_in = parameter.shape[-2] if name.endswith(("up_weight", "down_weight")) else parameter.shape[-1]
-                depth = 2 * len(self.layers) if name.endswith(outputs) else 1
-                nn.init.normal_(parameter, std=(fan_in * depth) ** -0.5)
+        draw_weights(self, len(self.layers))
         for module in self.modules():
             if isinstance(module, Mamba2Mixer):
                 module.reset_parameters()
@@ -132,7 +163,7 @@ AnyModel = TypeVar("AnyModel", bound=HybridBody)
 class HybridLM(HybridBody):
     """The whole model: ``model(input_ids)`` for whole sequences, :meth:`step` from state to state.
 
-    Training leaves the drafting head as it is; only :meth:`draft` runs it.
+    Training leaves the drafting head as it is; it has a training of its own (``drafting_head.py``).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -142,7 +173,12 @@ class HybridLM(HybridBody):
         self.lm_head = nn.Linear(config.hidden, config.vocab_size, bias=False)
         self.tie()
         if config.mtp is not None:
-            self.mtp = MtpHead(config.mtp, config.hidden, config.norm_eps)
+            self.add_head(config.mtp)
+
+    def add_head(self, spec: MtpSpec) -> None:
+        """Gives the model a drafting head whose weights have no values yet."""
+        self.config = msgspec.structs.replace(self.config, mtp=spec)
+        self.mtp = MtpHead(spec, self.config.hidden, self.config.norm_eps)
 
     def tie(self) -> None:
         if self.config.tie_embeddings:
@@ -171,10 +207,14 @@ class HybridLM(HybridBody):
         With ``documents`` (batch, length) rows are packed (:mod:`edge_export.packed_rows`), and every document has the
         logits that it would have in a row of its own.
         """
+        return self.head(self.hidden_states(input_ids, documents))
+
+    def hidden_states(self, input_ids: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Of whole sequences, as in :meth:`forward`, what the output projection reads (batch, length, hidden)."""
         x = self.embed(input_ids)
         for layer in self.layers:
             x, _ = layer(x, documents=documents)
-        return self.logits(x)
+        return self.norm_f(x)
 
     def predict(self, batch: Batch) -> Tensor:
         """Logits (targets, vocab)."""

@@ -7,11 +7,12 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal
+from types import MappingProxyType
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -27,7 +28,7 @@ from edge_export.distributed import is_first, like, share, summed, whole, world
 from edge_export.logs import add_events, plot_losses, write_log
 from edge_export.terminal import console, interruptible
 from edge_export.torch_layers import Moe
-from edge_export.torch_model import AnyModel, HybridBody, HybridLM
+from edge_export.torch_model import HybridBody, HybridLM, MtpHead
 from edge_sdk.errors import CheckpointError, EdgeError, explain
 from edge_sdk.files import new_directory
 
@@ -73,12 +74,18 @@ LossFunction = Callable[[Any, Any], Tensor]
 """Of a model and a batch: the sum over its targets over ``batch.tokens``. One that is a module is trained as well."""
 
 
-class Trainer(Generic[AnyModel]):
-    """A model, its optimizer and a folder that holds the run's log and its last checkpoint."""
+Trained = TypeVar("Trained", bound=HybridBody | MtpHead)
+
+
+class Trainer(Generic[Trained]):
+    """A model, its optimizer and a folder that holds the run's log and its last checkpoint.
+
+    ``given``: what else a run that goes on must have in common with the interrupted one, by name.
+    """
 
     def __init__(
         self,
-        model: AnyModel,
+        model: Trained,
         batches: BatchSource,
         schedule: Schedule,
         folder: Path,
@@ -86,10 +93,11 @@ class Trainer(Generic[AnyModel]):
         title: str,
         *,
         tensorboard: bool = False,
+        given: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.model, self.batches, self.schedule, self.folder = model, batches, schedule, folder
         self.loss, self.title, self.step, self.tokens, self.seconds = loss, title, 0, 0, 0.0
-        self.device, self.tensorboard = model.device, tensorboard
+        self.device, self.tensorboard, self.given = model.device, tensorboard, given
         self.parameters = dict(model.named_parameters())
         if isinstance(loss, nn.Module):
             self.parameters |= {f"loss.{name}": parameter for name, parameter in loss.named_parameters()}
@@ -101,7 +109,7 @@ class Trainer(Generic[AnyModel]):
         self.rows: list[tuple[float, ...]] = []
         self._shown = 0
 
-    def run(self) -> AnyModel:
+    def run(self) -> Trained:
         """Trains to the schedule's end, from the folder's checkpoint where there is one."""
         _keep_freed_memory()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +121,8 @@ class Trainer(Generic[AnyModel]):
             self.model.load_state_dict(self.average)
         if is_first():
             plot_losses([self.folder / "log.csv"], self.folder / "loss.png")
-        return self.model.eval()
+        self.model.eval()
+        return self.model
 
     def _run(self) -> None:
         """All steps that are left, with a progress bar."""
@@ -206,6 +215,7 @@ class Trainer(Generic[AnyModel]):
             "schedule": msgspec.to_builtins(self.schedule),
             "model": hashlib.sha256(msgspec.json.encode(self.model.config)).hexdigest(),
             "data": hashlib.sha256(np.asarray(self.batches.lengths, np.int64).tobytes()).hexdigest(),
+            **self.given,
         }
 
     def _resume(self) -> None:
@@ -237,7 +247,7 @@ class Trainer(Generic[AnyModel]):
 
 
 @contextmanager
-def recomputed(model: HybridBody) -> Iterator[None]:
+def recomputed(model: HybridBody | MtpHead) -> Iterator[None]:
     """Every layer keeps nothing but its input for the backward pass (gradient checkpointing, arXiv 1604.06174)."""
     for layer in model.layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

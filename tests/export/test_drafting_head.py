@@ -21,9 +21,10 @@ from edge_export.families import nemotron_h
 from edge_export.importance import measure
 from edge_export.pack import Storage
 from edge_export.prune import StudentShape, prune
-from edge_sdk.backends.ort_speculation import SpeculativeEngine
+from edge_sdk.backends.ort_speculation import SpeculativeEngine, SpeculativeStates
 from edge_sdk.errors import CheckpointError, ConfigError
 from edge_sdk.model import Mamba2Spec, MtpSpec
+from edge_sdk.pace import HEAD
 from exported import TinyBundle
 from test_checkpoint import edit_config, edit_tensors
 from tiny import BASE, make, relative_error
@@ -80,14 +81,16 @@ class Reference:
     def moe(self, name: str, x: Tensor) -> Tensor:
         scores = (x @ self.weights[f"{name}.gate.weight"].T).sigmoid()
         choice = scores + self.weights[f"{name}.gate.e_score_correction_bias"]
-        latent = x @ self.weights[f"{name}.fc1_latent_proj.weight"].T
+        same = torch.eye(x.shape[-1], dtype=x.dtype)  # experts without a latent width have no projections
+        into, back = (self.weights.get(f"{name}.fc{part}_latent_proj.weight", same) for part in (1, 2))
+        latent = x @ into.T
         routed = torch.zeros_like(latent)
         for token in range(len(x)):
             chosen = choice[token].topk(self.config["num_experts_per_tok"]).indices
             shares = scores[token, chosen] / scores[token, chosen].sum()
             for expert, share in zip(chosen.tolist(), shares):
                 routed[token] += share * self.mlp(f"{name}.experts.{expert}", latent[token])
-        return routed @ self.weights[f"{name}.fc2_latent_proj.weight"].T + self.mlp(f"{name}.shared_experts", x)
+        return routed @ back.T + self.mlp(f"{name}.shared_experts", x)
 
 
 @pytest.fixture
@@ -160,6 +163,33 @@ def test_positions_set_back_are_forgotten(tiny_bundle: TinyBundle) -> None:
     expected = head.step(hidden[:, 10:], ids[:, 10:], straight)
     for ours, theirs in zip(head.step(hidden[:, 10:], ids[:, 10:], back), expected):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_only_drafts_that_take_the_usual_time_are_timed(tiny_bundle: TinyBundle) -> None:
+    """Neither one that reads the prompt nor one that makes its bindings first: the head would seem too slow to use."""
+    engine = SpeculativeEngine(tiny_bundle("drafting-head", PLAIN), threads=1, follows=True)
+    states, known = engine.empty_states(1), []
+    engine.step(inputs()[1], states)
+    for _ in range(4):
+        drafted = engine.draft(5, states, 2)
+        assert len(drafted) == 2
+        known.append(engine.times.of(HEAD) > 0)
+        engine.verify(np.array([[5, *drafted]]), states)
+        engine.accept(states, np.array([2]))
+    assert known == [False, False, True, True]
+
+
+def test_the_states_of_an_ended_session_draft_as_new_ones(tiny_bundle: TinyBundle) -> None:
+    engine = SpeculativeEngine(tiny_bundle("drafting-head", PLAIN), threads=1, follows=True)
+    drafts, used = [], engine.empty_states(1)
+    engine.step(inputs(seed=1)[1], used)
+    engine.draft(7, used, 3)
+    engine.release(used)
+    for states in (engine.empty_states(1), SpeculativeStates(engine, engine.past_specs, 1, engine.first_capacity)):
+        engine.step(inputs()[1], states)
+        drafts.append(engine.draft(5, states, 5))
+        drafts.append(engine.draft(drafts[-1][0], states, 5))
+    assert drafts[:2] == drafts[2:]
 
 
 def test_saving_and_loading_keeps_the_head(checkpoint: Path) -> None:

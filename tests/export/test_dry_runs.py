@@ -155,7 +155,7 @@ def test_quantising_writes_what_was_said(checkpoint: Path, data: Path, tmp_path:
     assert (plan.cache_dtype, plan.state_dtype) == ("int8", "float16")
 
 
-@pytest.mark.parametrize("command", ["import", "onnx", "bundle", "quantize", "engine", "prune", "distil"])
+@pytest.mark.parametrize("command", ["import", "onnx", "bundle", "quantize", "engine", "prune", "distil", "head"])
 def test_a_dry_run_writes_nothing(command: str, checkpoint: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options: dict[str, list[object]] = {
@@ -166,8 +166,10 @@ def test_a_dry_run_writes_nothing(command: str, checkpoint: Path, data: Path, tm
         "engine": [tmp_path / "bundle", "--board", "orin-nx-16gb"],
         "prune": [checkpoint, "--params", 40_000, "--out", out],
         "distil": [checkpoint, tmp_path / "recipe.yaml", "--data", data, "--out", out],
+        "head": [checkpoint, tmp_path / "head.yaml", "--data", data, "--out", out],
     }
     (tmp_path / "recipe.yaml").write_text("{student: {hidden: 32}, schedule: {steps: 10}}")
+    (tmp_path / "head.yaml").write_text("schedule: {steps: 10}")
     if command in ("bundle", "engine"):
         export_graph(checkpoint, tmp_path / "graph", Storage())
         make_bundle(checkpoint, tmp_path / "graph", tmp_path / "bundle")
