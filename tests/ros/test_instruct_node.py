@@ -64,6 +64,7 @@ def off_the_path(path: list[Pose], actions: list[str]) -> float:
     return max(farthest(driven, true), farthest(true, driven))
 
 
+@pytest.mark.kilted
 def test_words_become_a_plan_and_the_plan_a_path_as_scans_grammar_says(driven: tuple[Peer, Any]) -> None:
     rover, _ = driven
     instruction = "walk around left"
@@ -120,6 +121,7 @@ def test_the_service_cancels(driven: tuple[Peer, Any]) -> None:
     obeys(rover)
 
 
+@pytest.mark.kilted
 def test_an_emergency_stop_ends_the_plan_and_its_release_does_not_go_on(driven: tuple[Peer, Any]) -> None:
     rover, _ = driven
     under_way(rover)
@@ -178,6 +180,7 @@ def test_a_killed_instructor_stops_the_robot_when_its_lease_ends(driven: tuple[P
     assert rover.call("rest") == stood
 
 
+@pytest.mark.kilted
 def test_one_process_in_a_namespace_drives_with_stamped_twists(ros: Ros, scan_bundle: Path, tmp_path: Path) -> None:
     control = POLICY | {"command": "twist_stamped", "command_topic": "cmd_vel_stamped"}
     own = {"/**/control": control, "/**/instruct": {"bundle": scan_bundle}}  # -p takes no node of a namespace

@@ -31,6 +31,7 @@ def model(scan_bundle: Path) -> edge_sdk.LanguageModel:
     return edge_sdk.load(scan_bundle)
 
 
+@pytest.mark.kilted
 @pytest.mark.parametrize("prompt", ["walk left twice", "jump around right", "look opposite left and run"])
 def test_a_prompt_becomes_tokens_text_and_motion(peer: Peer, model: edge_sdk.LanguageModel, prompt: str) -> None:
     answer = model.generate(prompt)
@@ -80,6 +81,7 @@ def test_prompts_beyond_the_queue_are_refused(peer: Peer, model: edge_sdk.Langua
     assert ask(peer, "jump")["text"] == [model.generate("jump").text]
 
 
+@pytest.mark.kilted
 def test_deactivating_stops_the_robot_and_refuses_prompts(peer: Peer, model: edge_sdk.LanguageModel) -> None:
     long, short = (plan(actions_of(model.generate(prompt).text), SPEEDS) for prompt in ("run around left", "jump"))
     since_s = peer.call("send", prompt="run around left")
