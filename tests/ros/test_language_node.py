@@ -109,6 +109,19 @@ def test_a_signal_during_motion_stops_the_robot(ros: Ros, scan_bundle: Path, num
     assert found["cmd_vel"].count(STOP) == 1
 
 
+def test_the_same_signal_of_a_terminal_and_of_launch_stops_the_robot_too(ros: Ros, scan_bundle: Path) -> None:
+    with ros.node(bundle=scan_bundle, autostart=True) as node, ros.peer() as peer:
+        peer.call("match")
+        since_s = peer.call("send", prompt="run around left thrice")
+        peer.events("wait", topic="cmd_vel", since_s=since_s, count=5)
+        node.send_signal(signal.SIGINT)
+        time.sleep(0.02)  # or the kernel makes one of them
+        code, output = end(node)
+        found = peer.events("wait", topic="cmd_vel", since_s=since_s, stop=True)
+    assert code == 0, output
+    assert found["cmd_vel"].count(STOP) == 1
+
+
 def test_a_wrong_bundle_fails_to_configure(ros: Ros, tmp_path: Path) -> None:
     with ros.node(bundle=tmp_path / "nowhere") as node, ros.peer() as peer:
         peer.call("match")
