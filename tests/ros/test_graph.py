@@ -34,7 +34,7 @@ def test_names_types_and_qos_are_those_of_the_tables(ros: Ros, scan_bundle: Path
     control |= {"sources.odometry.fields": "[pose.pose.position.x, pose.pose.position.y, yaw]"}
     speak = ros.node(bundle=scan_bundle, autostart=True)
     with speak as language, ros.node("control_node", **control) as driver:
-        result = ros.run(GRAPH, "language", "control")
+        result = ros.run(GRAPH, "language", "control", "/odom")  # which control hears once it is configured
         assert result.returncode == 0, result.stderr
         for node in (language, driver):
             assert end(node)[0] == 0
