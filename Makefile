@@ -21,9 +21,9 @@ test: debian envs
 	$(WORKSTATION)/bin/python -m pytest tests/ros tests/test_readme.py
 	$(WORKSTATION)/bin/python -m pytest tests/ros -m kilted --ros-python $(KILTED)/bin/python
 
-# All ROS tests by the wheels of ROS 2 Kilted, which `test` runs a part of; the rest wants images and bags.
+# All ROS tests by the wheels of ROS 2 Kilted, which `test` runs a part of; the rest wants images, bags and grammars.
 test-kilted: $(WORKSTATION)/ready $(KILTED)/ready
-	$(KILTED)/bin/$(PIP) -e '.[vision]' -e 'ros_bridge[record]'
+	$(KILTED)/bin/$(PIP) -e '.[structured,vision]' -e 'ros_bridge[record]'
 	$(WORKSTATION)/bin/python -m pytest tests/ros --ros-python $(KILTED)/bin/python
 
 # On a machine with an NVIDIA GPU and nvcc, by its own Python, which needs torch, numpy, onnx, ml_dtypes, hypothesis,
@@ -81,7 +81,7 @@ $(ROBOT)/ready: setup.py
 $(ROS)/ready: DISTRIBUTION = jazzy
 $(KILTED)/ready: DISTRIBUTION = kilted
 $(ROS)/ready $(KILTED)/ready: FIRST = --require-hashes -r ros_bridge/requirements-$(DISTRIBUTION).txt
-$(ROS)/ready: INSTALL = -e '.[cpu,vision]' -e 'ros_bridge[record]' cmake ninja
+$(ROS)/ready: INSTALL = -e '.[cpu,structured,vision]' -e 'ros_bridge[record]' cmake ninja
 $(KILTED)/ready: INSTALL = -e '.[cpu]' -e ros_bridge cmake ninja
 $(ROS)/ready $(KILTED)/ready: THEN = sh ros_bridge/msgs/install.sh $(@D)
 $(ROS)/ready: ros_bridge/requirements-jazzy.txt
