@@ -70,7 +70,7 @@ def drive(rover: Peer, command: str) -> None:
     rover.call("wait_status", state="done")
     (plan,) = rover.call("wait", topic="plan")
     assert tuple(Step(**step) for step in json.loads(plan)["steps"]) == true_steps(command)
-    end = Pose(*rover.call("rest")).seen_from(start)
+    rest = Pose(*rover.call("rest")).seen_from(start)
     true = integrate(motion(interpret(command), SPEEDS), SPEEDS.rate_hz).end
-    assert math.dist((end.x_m, end.y_m), (true.x_m, true.y_m)) < NEAR_M
-    assert end.heading_rad == pytest.approx(true.heading_rad, abs=NEAR_RAD)
+    assert math.dist((rest.x_m, rest.y_m), (true.x_m, true.y_m)) < NEAR_M
+    assert rest.heading_rad == pytest.approx(true.heading_rad, abs=NEAR_RAD)
