@@ -44,6 +44,8 @@ LEVELS: dict[str, Level] = {"refused": "warn", "stopped": "warn", "failed": "err
 class InstructNode(BridgeNode):
     """Loads a bundle when configured; plans, and has plans driven, while active."""
 
+    lasting_topics = False  # of control/step it is a publisher only while it is active
+
     def __init__(self, **options: Any) -> None:
         super().__init__(INSTRUCT, **options)
         self._plan = self.offer("~/plan", managed=True)
