@@ -14,13 +14,16 @@ demo: envs
 # A compile that fails costs users only speed; here it is an error. What needs the machine to itself, and the robot, comes
 # last and by itself.
 test: export EDGE_SDK_REQUIRE_NATIVE = 1
+test: ENVS += $(KILTED)/ready
 test: debian envs
 	$(ROBOT)/bin/python -m pytest tests/runtime
 	$(WORKSTATION)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/ros --ignore tests/test_readme.py
 	$(WORKSTATION)/bin/python -m pytest tests/ros tests/test_readme.py
+	$(WORKSTATION)/bin/python -m pytest tests/ros -m kilted --ros-python $(KILTED)/bin/python
 
-# The ROS tests by the wheels of ROS 2 Kilted; `test` takes Jazzy's.
+# All ROS tests by the wheels of ROS 2 Kilted, which `test` runs a part of; the rest wants images, bags and grammars.
 test-kilted: $(WORKSTATION)/ready $(KILTED)/ready
+	$(KILTED)/bin/$(PIP) -e '.[structured,vision]' -e 'ros_bridge[record]'
 	$(WORKSTATION)/bin/python -m pytest tests/ros --ros-python $(KILTED)/bin/python
 
 # On a machine with an NVIDIA GPU and nvcc, by its own Python, which needs torch, numpy, onnx, ml_dtypes, hypothesis,
@@ -42,8 +45,9 @@ lint: envs
 	$(WORKSTATION)/bin/mypy
 
 # Independent of each other: two cores build them side by side. They share the kernels, which are compiled once.
+ENVS := $(WORKSTATION)/ready $(ROBOT)/ready $(ROS)/ready
 envs:
-	@$(MAKE) --no-print-directory -j3 $(WORKSTATION)/ready $(ROBOT)/ready $(ROS)/ready
+	@$(MAKE) --no-print-directory -j3 $(ENVS)
 	@$(MAKE) --no-print-directory native
 
 # The kernels anew, where their sources are newer than what the environments hold.
@@ -77,7 +81,8 @@ $(ROBOT)/ready: setup.py
 $(ROS)/ready: DISTRIBUTION = jazzy
 $(KILTED)/ready: DISTRIBUTION = kilted
 $(ROS)/ready $(KILTED)/ready: FIRST = --require-hashes -r ros_bridge/requirements-$(DISTRIBUTION).txt
-$(ROS)/ready $(KILTED)/ready: INSTALL = -e '.[cpu,vision]' -e 'ros_bridge[record]' cmake ninja
+$(ROS)/ready: INSTALL = -e '.[cpu,structured,vision]' -e 'ros_bridge[record]' cmake ninja
+$(KILTED)/ready: INSTALL = -e '.[cpu]' -e ros_bridge cmake ninja
 $(ROS)/ready $(KILTED)/ready: THEN = sh ros_bridge/msgs/install.sh $(@D)
 $(ROS)/ready: ros_bridge/requirements-jazzy.txt
 $(KILTED)/ready: ros_bridge/requirements-kilted.txt

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 from devices import choose_device
-from places import POLICIES, ROOT, ROVER, TEACHER, WORKSTATION
+from places import PLANNER, POLICIES, ROOT, ROVER, TEACHER, WORKSTATION
 
 sys.path[:0] = [str(ROVER), str(POLICIES), str(ROOT / "ros_bridge"), str(ROOT / "benchmarks")]
 
@@ -74,7 +74,17 @@ def scan_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     """The shipped teacher as a float32 bundle, exported by the command line."""
     if finished := request.config.getoption("--scan-bundle"):
         return Path(finished)
-    folder = tmp_path_factory.mktemp("scan")
-    workstation("edge-export", "onnx", TEACHER, "--out", folder / "onnx")
-    workstation("edge-export", "bundle", TEACHER, "--graph", folder / "onnx", "--out", folder / "bundle")
+    return export(TEACHER, tmp_path_factory.mktemp("scan"))
+
+
+def export(checkpoint: Path, folder: Path) -> Path:
+    """A float32 bundle of a checkpoint, by the command line."""
+    workstation("edge-export", "onnx", checkpoint, "--out", folder / "onnx")
+    workstation("edge-export", "bundle", checkpoint, "--graph", folder / "onnx", "--out", folder / "bundle")
     return folder / "bundle"
+
+
+@pytest.fixture(scope="session")
+def planner_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model that says plans as JSON, as a float32 bundle."""
+    return export(PLANNER, tmp_path_factory.mktemp("planner"))

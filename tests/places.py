@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ROVER = ROOT / "samples" / "scan_rover"
 TEACHER = ROVER / "teacher"
+PLANNER = ROVER / "planner"
 POLICIES = ROOT / "samples" / "policies"
 WORKSTATION = ROOT / ".venvs" / "workstation" / "bin"
 ROBOT = ROOT / ".venvs" / "robot" / "bin"

@@ -28,14 +28,14 @@ from edge_ros_bridge.instructing import Hooks, Instructor, Status, Thought
 from edge_ros_bridge.interface import INSTRUCT, STEP_PARAMETERS
 from edge_ros_bridge.node import BridgeNode, logged, run
 from edge_ros_bridge.plans import Order, Plan, PlanError, Progress, Rules, StepKind, read_progress
-from edge_sdk.errors import explain
+from edge_sdk.errors import EdgeError, explain
 from edge_sdk.grammar import Grammar
 
 TICK_S = 0.05
 """How soon an answer and a lease that runs out are noticed."""
 
 ACKNOWLEDGE_S = 1.0
-"""How long the last order may take to reach the control node before the process ends."""
+"""How long the last order may take to reach the control node before the topic is given up."""
 
 LEVELS: dict[str, Level] = {"refused": "warn", "stopped": "warn", "failed": "error"}
 """Of the diagnostics, by how the last instruction ended; others are well."""
@@ -44,13 +44,12 @@ LEVELS: dict[str, Level] = {"refused": "warn", "stopped": "warn", "failed": "err
 class InstructNode(BridgeNode):
     """Loads a bundle when configured; plans, and has plans driven, while active."""
 
-    lasting_topics = True
-
     def __init__(self, **options: Any) -> None:
         super().__init__(INSTRUCT, **options)
         self._plan = self.offer("~/plan", managed=True)
         self._status = self.offer("~/status")
-        self._step = self.offer("control/step", managed=True)
+        self._step: Any = None
+        """The publisher of steps, there while the node is active: so the graph shows who may drive."""
         self.subscribe("~/instruction", self._on_instruction)
         self.subscribe("control/progress", self._on_progress)
         self.create_service(Trigger, "~/cancel", self._on_cancel)
@@ -84,9 +83,18 @@ class InstructNode(BridgeNode):
         return super().on_configure(state)
 
     @logged
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stops; then others may instruct the control node."""
+        result = super().on_deactivate(state)
+        self._leave()
+        return result
+
+    @logged
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Begins to take instructions."""
+        """Begins to take instructions; FAILURE, with the reason logged, where somebody else gives the steps."""
         assert self._rules is not None  # the state machine activates only what is configured
+        self._be_alone()
+        self._step = self.offer("control/step", managed=True)
         result = super().on_activate(state)
         now_s = self._simulated_s if self.value("use_sim_time") else time.monotonic
         hooks = Hooks(self._ask, self._send_order, self._send_plan, self._send_status, now_s)
@@ -100,7 +108,7 @@ class InstructNode(BridgeNode):
     def finish(self) -> None:
         """Before the process ends: the robot is to stand; waits until that has arrived."""
         self.halt()
-        self._step.wait_for_all_acked(Duration(seconds=ACKNOWLEDGE_S))
+        self._leave()
 
     def status(self) -> Diagnosis:
         """What the diagnostics say of this node."""
@@ -113,9 +121,33 @@ class InstructNode(BridgeNode):
         values |= {f"instructions {state}": str(count) for state, count in instructor.counts.items()}
         said = f"{status.state}: {status.reason}" if status.reason else status.state
         level = LEVELS.get(status.state, "ok")
+        if others := self._others():
+            return Diagnosis("error", f"steps of the control node also come from {', '.join(others)}", values)
         if level == "ok" and heard is None:
             return Diagnosis("warn", "the control node was not heard yet", values)
         return Diagnosis(level, said, values)
+
+    def _others(self) -> list[str]:
+        """Who else gives steps to the control node, as the graph shows it; of the same name there may be several."""
+        topic, own = self.resolve_topic_name("control/step"), self.get_fully_qualified_name()
+        found = self.get_publishers_info_by_topic(topic)
+        names = [f"{each.node_namespace.rstrip('/')}/{each.node_name}" for each in found]
+        if self._step is not None and own in names:
+            names.remove(own)
+        return sorted(names)
+
+    def _be_alone(self) -> None:
+        """Raises EdgeError where somebody else gives steps: the robot would do those of both, by turns."""
+        if others := self._others():
+            topic, todo = self.resolve_topic_name("control/step"), "Deactivate that one first."
+            raise EdgeError(explain(topic, expected="no other publisher", found=", ".join(others), todo=todo))
+
+    def _leave(self) -> None:
+        """Gives up the topic of steps; the last one has arrived then."""
+        step, self._step = self._step, None
+        if step is not None:
+            step.wait_for_all_acked(Duration(seconds=ACKNOWLEDGE_S))
+            self.destroy_lifecycle_publisher(step)
 
     def _kind(self, name: str) -> StepKind:
         """What the parameters say of a step."""
@@ -150,6 +182,7 @@ class InstructNode(BridgeNode):
 
     def _ask(self, instruction: str) -> Thought:
         assert self._model is not None
+        self._be_alone()  # whom the graph did not show yet when the node was activated
         return AskedModel(self._model, instruction, self._settings, self._answers)
 
     def _send_order(self, order: Order | None) -> None:
@@ -173,7 +206,8 @@ class InstructNode(BridgeNode):
             instructor.cancel("the node is not active any more")
 
     def free(self) -> None:
-        """The model."""
+        """The model, and the topic of steps where a shutdown or an error came while the node was active."""
+        self._leave()
         self._model = None
 
 

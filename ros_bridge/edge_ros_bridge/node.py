@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import signal
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -296,17 +297,39 @@ class BridgeNode(LifecycleNode):
         self._diagnostics.publish(array)
 
 
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+"""Signals that end a node as it should."""
+
+SAME_S = 1.0
+"""Signals within this time are one: who signals a whole group of processes, as systemd does, signals ``ros2 launch``
+too, which passes it on to its nodes.
+"""
+
+
 class Interrupt:
-    """Remembers the first SIGINT or SIGTERM; a second one ends the process at once."""
+    """Remembers the first SIGINT or SIGTERM; a later one ends the process at once."""
 
     def __init__(self) -> None:
-        self.received = False
-        for number in (signal.SIGINT, signal.SIGTERM):
+        self._first_s: float | None = None
+        for number in NUMBERS:
             signal.signal(number, self._receive)
 
+    @property
+    def received(self) -> bool:
+        """Whether there was one."""
+        return self._first_s is not None
+
+    def ignore(self) -> None:
+        """From now on: a late copy of the signal does not make a failure of a process that is ending as it should."""
+        for number in NUMBERS:
+            signal.signal(number, signal.SIG_IGN)
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-        signal.signal(number, signal.SIG_DFL)
+        if self._first_s is None:
+            self._first_s = time.monotonic()
+        elif time.monotonic() - self._first_s > SAME_S:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
 
 def executor_for(nodes: Sequence[BridgeNode]) -> Executor:
@@ -350,6 +373,7 @@ def run(kinds: Sequence[Callable[[], BridgeNode]], args: list[str] | None = None
         for node in nodes:
             node.destroy_node()
         rclpy.shutdown()
+        interrupt.ignore()
 
 
 def _spin_once(node: BridgeNode, executor: Executor) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 PRIMITIVES = {"walk": "I_WALK", "look": "I_LOOK", "run": "I_RUN", "jump": "I_JUMP"}
@@ -94,13 +94,13 @@ def write_pairs(path: Path, data: list[tuple[str, str]]) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_tokenizer(folder: Path) -> None:
-    """A word-level tokenizer over SCAN's vocabulary, and the prompt's form as a chat template."""
+def write_tokenizer(folder: Path, words: Sequence[str] = (*SPECIAL_TOKENS, *WORDS, *ACTIONS)) -> None:
+    """A word-level tokenizer, by default over SCAN's vocabulary, and the prompt's form as a chat template."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
 
-    vocabulary = {word: index for index, word in enumerate((*SPECIAL_TOKENS, *WORDS, *ACTIONS))}
+    vocabulary = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))

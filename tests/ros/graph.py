@@ -1,6 +1,6 @@
 """What ``ros2 doctor`` and ``ros2 node info`` would show, as JSON: the graph as an outsider sees it.
 
-Runs in the ROS environment: ``graph.py NODE...`` waits until each is there.
+Runs in the ROS environment: ``graph.py NODE... /TOPIC...`` waits until each node is there, and who hears each topic.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ def main() -> None:
     """See the module."""
     rclpy.init()
     watcher = rclpy.create_node("watcher")
-    wanted, deadline_s = set(sys.argv[1:]), time.monotonic() + 30
-    while not wanted <= set(watcher.get_node_names()) and time.monotonic() < deadline_s:
+    topics = {name for name in sys.argv[1:] if name.startswith("/")}
+    wanted, deadline_s = set(sys.argv[1:]) - topics, time.monotonic() + 30
+    while time.monotonic() < deadline_s and not (
+        wanted <= set(watcher.get_node_names()) and all(map(watcher.count_subscribers, topics))
+    ):
         time.sleep(0.1)
     time.sleep(SETTLE_S)
     print(json.dumps({"nodes": {name: node(watcher, name) for name in wanted}, "incompatible": mismatches(watcher)}))

@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
+from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 from peer import answer_requests
@@ -39,6 +40,17 @@ class Instructed(InstructedRover):
         """Asks the service."""
         response = self.call("cancel", Trigger.Request(), 10)
         return [response.success, response.message]
+
+    def wait_for(self, node: str) -> None:
+        """Until a node can be asked to change its state."""
+        self.wait(self._services[node].service_is_ready, node, 20)
+
+    def meddle(self, on: bool) -> None:
+        """Whether this process may give steps to the control node too, though it gives none."""
+        if on:
+            self._meddler = self.node.create_publisher(String, "control/step", 1)
+        else:
+            self.node.destroy_publisher(self._meddler)
 
     def wait_status(self, state: str, step: int = 0, timeout_s: float = 45.0) -> list[dict[str, Any]]:
         """Until the instruction is in a state, or beyond a step of its plan; everything that was said since."""
@@ -76,7 +88,8 @@ class Instructed(InstructedRover):
             self._executor.spin_once(timeout_sec=0.02)
 
 
-METHODS = ("begin", "change", "cancel", "instruct", "wait_status", "estop", "wait_diagnosis", "wait_progress")
+METHODS = ("begin", "change", "cancel", "estop", "instruct", "meddle", "wait_diagnosis", "wait_for", "wait_progress")
+METHODS += ("wait_status",)
 
 
 def do(rover: Instructed, call: str, request: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ import select
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ INSTRUCTED = Path(__file__).with_name("instructed.py")
 PEER = Path(__file__).with_name("peer.py")
 WHEELS_VARIABLES = ("LD_LIBRARY_PATH", "_ROS_WHEELS_BOOTSTRAP_COMPLETE")
 """What the ROS wheels leave in the environment of their children, who may belong to another environment."""
+ROS2 = "import sys; from ros2cli.cli import main; sys.argv[0] = 'ros2'; sys.exit(main())"
+"""The program of that name, by the interpreter of the ROS environment."""
 _domain_ids = itertools.count(os.getpid() % 60 + 1)
 END_TIMEOUT_S = 15
 REPLY_TIMEOUT_S = 60
@@ -71,6 +73,8 @@ class Ros:
     domain_id: int
     folder: Path
     """For log files."""
+    prefix: Path | None = None
+    """Where colcon installed the bridge, for what finds it there."""
 
     @classmethod
     def new(cls, python: Path, folder: Path) -> Ros:
@@ -108,6 +112,18 @@ class Ros:
         with self._run(str(program), "--namespace", namespace, stdin=subprocess.PIPE) as process:
             yield Peer(process)
 
+    @contextmanager
+    def launch(self, file: str, **arguments: object) -> Iterator[subprocess.Popen[str]]:
+        """A launch file of the bridge by ``ros2 launch``, as the leader of the group of its processes."""
+        given = [f"{name}:={_literal(value)}" for name, value in arguments.items()]
+        command = ("-c", ROS2, "launch", "edge_ros_bridge", file, *given)
+        with self._run(*command, stderr=subprocess.STDOUT, start_new_session=True) as launch:
+            try:
+                yield launch
+            finally:
+                with suppress(ProcessLookupError):  # the usual case: all of them have ended
+                    os.killpg(launch.pid, signal.SIGKILL)
+
     def run(self, *arguments: object, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """Another program of the ROS environment, from start to end."""
         command = [str(self.python), *map(str, arguments)]
@@ -128,8 +144,12 @@ class Ros:
         kept = {name: value for name, value in os.environ.items() if name not in WHEELS_VARIABLES}
         # this checkout, whatever is installed
         rooms = (ROOT, ROOT / "plugins", ROOT / "ros_bridge", GO_HOME, SCAN_ROVER)
+        paths = [*map(str, rooms), *filter(None, [os.environ.get("PYTHONPATH")])]
+        if self.prefix is not None:
+            found = filter(None, [os.environ.get("AMENT_PREFIX_PATH")])
+            kept["AMENT_PREFIX_PATH"] = os.pathsep.join([str(self.prefix), str(self.python.parent.parent), *found])
         return kept | {
-            "PYTHONPATH": os.pathsep.join(map(str, rooms)),
+            "PYTHONPATH": os.pathsep.join(paths),
             "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
             "ROS_DOMAIN_ID": str(self.domain_id),
             "ROS_LOG_DIR": str(self.folder),

@@ -24,13 +24,18 @@ for path in sys.argv[1:]:
 """
 
 
-def test_colcon_installs_programs_where_ros2_run_and_launch_look(tmp_path: Path) -> None:
+def install(folder: Path) -> Path:
+    """What colcon installs of the bridge, in a workspace in a folder."""
     colcon = shutil.which("colcon", path=os.pathsep.join((str(WORKSTATION), os.environ["PATH"])))
     assert colcon, "colcon is not installed: run `make envs`"
     command = [colcon, "--log-base", "log", "build", "--base-paths", BRIDGE, "--packages-select", "edge_ros_bridge"]
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
-    installed = tmp_path / "install" / "edge_ros_bridge"
+    return folder / "install" / "edge_ros_bridge"
+
+
+def test_colcon_installs_programs_where_ros2_run_and_launch_look(tmp_path: Path) -> None:
+    installed = install(tmp_path)
     programs = installed / "lib" / "edge_ros_bridge"
     assert {path.name for path in programs.iterdir()} >= {"language", "control", "container", "record"}
     assert all(os.access(path, os.X_OK) for path in programs.iterdir())

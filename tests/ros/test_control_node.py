@@ -42,6 +42,7 @@ def driven(ros_python: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield rover, node
 
 
+@pytest.mark.kilted
 def test_a_robot_is_driven_home_by_its_odometry(driven: tuple[Peer, Any]) -> None:
     rover, _ = driven
     moves = commands(rover.call("wait_home", within_m=0.05))
@@ -50,6 +51,7 @@ def test_a_robot_is_driven_home_by_its_odometry(driven: tuple[Peer, Any]) -> Non
     assert rover.call("wait_diagnostics", key="stage", value="policy")["level"] == "0"
 
 
+@pytest.mark.kilted
 def test_the_service_stops_and_latches_until_it_is_released(driven: tuple[Peer, Any]) -> None:
     rover, _ = driven
     assert rover.call("estop", data=True) == [True, "latched"]
@@ -108,6 +110,7 @@ def test_what_is_lost_ends_in_a_stop_and_an_inactive_node(driven: tuple[Peer, An
         rover.call("drive")
 
 
+@pytest.mark.kilted
 def test_a_peer_with_another_qos_is_reported(driven: tuple[Peer, Any]) -> None:
     rover, _ = driven
     rover.call("best_effort_button")
@@ -116,6 +119,7 @@ def test_a_peer_with_another_qos_is_reported(driven: tuple[Peer, Any]) -> None:
     assert any("asks for another QoS, reliability" in error for error in told(events, "error"))
 
 
+@pytest.mark.kilted
 def test_a_signal_stops_the_robot(driven: tuple[Peer, Any]) -> None:
     rover, node = driven
     code, output = end(node, signal.SIGINT)

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from edge_ros_bridge.interface import COMMAND_QOS, CONTROL, LANGUAGE, SENSOR_QOS, Interface, Qos
 from places import ROOT
 from processes import Ros, end
@@ -39,12 +41,13 @@ def described(interface: Interface, direction: str, *others: tuple[str, str, str
     }
 
 
+@pytest.mark.kilted
 def test_names_types_and_qos_are_those_of_the_tables(ros: Ros, scan_bundle: Path) -> None:
     control = {"policy_entry": "go_home:make", "sources.odometry.type": "odometry", "autostart": True}
     control |= {"sources.odometry.fields": "[pose.pose.position.x, pose.pose.position.y, yaw]"}
     speak = ros.node(bundle=scan_bundle, autostart=True)
     with speak as language, ros.node("control_node", **control) as driver:
-        result = ros.run(GRAPH, "language", "control")
+        result = ros.run(GRAPH, "language", "control", "/odom")  # which control hears once it is configured
         assert result.returncode == 0, result.stderr
         for node in (language, driver):
             assert end(node)[0] == 0

@@ -29,11 +29,14 @@ NEAR_M = 0.05
 
 
 @pytest.fixture(scope="module")
-def driven(
-    ros_python: Path, scan_bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Peer, subprocess.Popen[str]]]:
+def room(ros_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Ros:
+    """The domain of the rover below."""
+    return Ros.new(ros_python, tmp_path_factory.mktemp("instruct"))
+
+
+@pytest.fixture(scope="module")
+def driven(room: Ros, scan_bundle: Path) -> Iterator[tuple[Peer, subprocess.Popen[str]]]:
     """A rover whose nodes the tests of this module share, and the process of instruct; each test leaves both active."""
-    room = Ros.new(ros_python, tmp_path_factory.mktemp("instruct"))
     instruct = room.node("instruct_node", files=FILES["instruct"], bundle=scan_bundle)
     control = room.node("control_node", files=FILES["control"], **POLICY)
     with instruct as node, control, room.peer(INSTRUCTED) as rover:
@@ -120,6 +123,7 @@ def test_the_service_cancels(driven: tuple[Peer, Any]) -> None:
     obeys(rover)
 
 
+@pytest.mark.kilted
 def test_an_emergency_stop_ends_the_plan_and_its_release_does_not_go_on(driven: tuple[Peer, Any]) -> None:
     rover, _ = driven
     under_way(rover)
@@ -163,6 +167,39 @@ def test_the_control_node_says_what_became_of_a_step(driven: tuple[Peer, Any]) -
     assert progress == {"state": "done", "order": json.loads(said)["plan"] + "/0", "reason": ""}
 
 
+def test_a_second_instructor_cannot_be_active_before_the_first_is_not(
+    driven: tuple[Peer, Any], room: Ros, scan_bundle: Path
+) -> None:
+    rover, _ = driven
+    steps = {"control/step": "/control/step"}
+    second = room.node("instruct_node", "/other", files=FILES["instruct"], remap=steps, bundle=scan_bundle)
+    with second, room.peer(INSTRUCTED, "/other") as other:
+        other.call("wait_for", node="instruct")
+        assert other.call("change", node="instruct", transition="configure")
+        assert not other.call("change", node="instruct", transition="activate")
+        (error,) = other.call("wait", topic="refusal")
+        assert error.startswith("/control/step: expected no other publisher, found /instruct.")
+        obeys(rover)
+        assert rover.call("change", node="instruct", transition="deactivate")
+        tries = (other.call("change", node="instruct", transition="activate") for _ in range(50))
+        assert any(tries)  # until the graph shows that the first is gone
+        assert other.call("change", node="instruct", transition="deactivate")
+    assert any(rover.call("change", node="instruct", transition="activate") for _ in range(50))
+    obeys(rover)
+
+
+def test_who_else_could_give_steps_is_told_of_and_nothing_is_driven(driven: tuple[Peer, Any]) -> None:
+    rover, _ = driven
+    rover.call("meddle", on=True)
+    rover.call("wait_diagnosis", level="2", message="steps of the control node also come from /")
+    rover.call("instruct", text=SHORT)
+    refused = rover.call("wait_status", state="refused")[-1]
+    assert "expected no other publisher, found /" in refused["reason"]
+    rover.call("meddle", on=False)
+    rover.call("wait_diagnosis", level="1", message="refused: /control/step")
+    obeys(rover)
+
+
 def test_a_killed_instructor_stops_the_robot_when_its_lease_ends(driven: tuple[Peer, Any]) -> None:
     """The last of those that share the nodes."""
     rover, node = driven
@@ -178,6 +215,7 @@ def test_a_killed_instructor_stops_the_robot_when_its_lease_ends(driven: tuple[P
     assert rover.call("rest") == stood
 
 
+@pytest.mark.kilted
 def test_one_process_in_a_namespace_drives_with_stamped_twists(ros: Ros, scan_bundle: Path, tmp_path: Path) -> None:
     control = POLICY | {"command": "twist_stamped", "command_topic": "cmd_vel_stamped"}
     own = {"/**/control": control, "/**/instruct": {"bundle": scan_bundle}}  # -p takes no node of a namespace

@@ -31,6 +31,7 @@ def model(scan_bundle: Path) -> edge_sdk.LanguageModel:
     return edge_sdk.load(scan_bundle)
 
 
+@pytest.mark.kilted
 @pytest.mark.parametrize("prompt", ["walk left twice", "jump around right", "look opposite left and run"])
 def test_a_prompt_becomes_tokens_text_and_motion(peer: Peer, model: edge_sdk.LanguageModel, prompt: str) -> None:
     answer = model.generate(prompt)
@@ -80,6 +81,7 @@ def test_prompts_beyond_the_queue_are_refused(peer: Peer, model: edge_sdk.Langua
     assert ask(peer, "jump")["text"] == [model.generate("jump").text]
 
 
+@pytest.mark.kilted
 def test_deactivating_stops_the_robot_and_refuses_prompts(peer: Peer, model: edge_sdk.LanguageModel) -> None:
     long, short = (plan(actions_of(model.generate(prompt).text), SPEEDS) for prompt in ("run around left", "jump"))
     since_s = peer.call("send", prompt="run around left")
@@ -102,6 +104,19 @@ def test_a_signal_during_motion_stops_the_robot(ros: Ros, scan_bundle: Path, num
         since_s = peer.call("send", prompt="run around left thrice")
         peer.events("wait", topic="cmd_vel", since_s=since_s, count=5)
         code, output = end(node, number)
+        found = peer.events("wait", topic="cmd_vel", since_s=since_s, stop=True)
+    assert code == 0, output
+    assert found["cmd_vel"].count(STOP) == 1
+
+
+def test_the_same_signal_of_a_terminal_and_of_launch_stops_the_robot_too(ros: Ros, scan_bundle: Path) -> None:
+    with ros.node(bundle=scan_bundle, autostart=True) as node, ros.peer() as peer:
+        peer.call("match")
+        since_s = peer.call("send", prompt="run around left thrice")
+        peer.events("wait", topic="cmd_vel", since_s=since_s, count=5)
+        node.send_signal(signal.SIGINT)
+        time.sleep(0.02)  # or the kernel makes one of them
+        code, output = end(node)
         found = peer.events("wait", topic="cmd_vel", since_s=since_s, stop=True)
     assert code == 0, output
     assert found["cmd_vel"].count(STOP) == 1

@@ -163,6 +163,7 @@ class Float64MultiArray(IdlStruct, typename="std_msgs::msg::dds_::Float64MultiAr
     data: sequence[float64]
 
 
+@pytest.mark.kilted
 def test_cyclone_is_sensor_and_motor_of_the_control_node(ros: Ros, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CYCLONEDDS_URI", raising=False)
     names = "[x.position, y.position, yaw.position]"
@@ -187,6 +188,7 @@ def test_cyclone_is_sensor_and_motor_of_the_control_node(ros: Ros, monkeypatch: 
     assert [message.data for message in received] == [[0.5, 0.0]] * len(received)  # straight ahead, to the origin
 
 
+@pytest.mark.kilted
 def test_cyclone_asks_and_hears_everything(ros: Ros, scan_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CYCLONEDDS_URI", raising=False)
     speeds, model = Speeds(linear_m_s=5.0, angular_rad_s=15.0), edge_sdk.load(scan_bundle)
