@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from devices import choose_device
+from once import made_once
 from places import PLANNER, POLICIES, ROOT, ROVER, TEACHER, WORKSTATION
 
 sys.path[:0] = [str(ROVER), str(POLICIES), str(ROOT / "ros_bridge"), str(ROOT / "benchmarks")]
@@ -42,8 +43,12 @@ def pytest_configure(config: pytest.Config) -> None:
     choose_device(config.getoption("--device"))
 
 
-LONGEST = ("test_programs", "test_gpu_code", "test_packaging", "test_tensorrt_models", "test_training", "test_weights")
-"""Files that take minutes: those that wait for compilers, and whole models."""
+LONGEST = (
+    *("test_programs", "test_gpu_code", "test_tensorrt_models", "test_training", "test_afternoon", "test_packaging"),
+    *("test_packing", "test_installing", "test_chain", "test_dry_runs", "test_distributed", "test_weights"),
+    *("test_official", "test_interfaces", "test_acceptance_export", "test_cuts"),
+)
+"""Files that take half a minute and more: those that wait for compilers, other processes, and whole models."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -74,7 +79,13 @@ def scan_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     """The shipped teacher as a float32 bundle, exported by the command line."""
     if finished := request.config.getoption("--scan-bundle"):
         return Path(finished)
-    return export(TEACHER, tmp_path_factory.mktemp("scan"))
+    return made_once(tmp_path_factory, "scan", lambda folder: export(TEACHER, folder)) / "bundle"
+
+
+@pytest.fixture(scope="session")
+def planner_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model that says plans as JSON, as a float32 bundle."""
+    return export(PLANNER, tmp_path_factory.mktemp("planner"))
 
 
 def export(checkpoint: Path, folder: Path) -> Path:
@@ -82,9 +93,3 @@ def export(checkpoint: Path, folder: Path) -> Path:
     workstation("edge-export", "onnx", checkpoint, "--out", folder / "onnx")
     workstation("edge-export", "bundle", checkpoint, "--graph", folder / "onnx", "--out", folder / "bundle")
     return folder / "bundle"
-
-
-@pytest.fixture(scope="session")
-def planner_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped model that says plans as JSON, as a float32 bundle."""
-    return export(PLANNER, tmp_path_factory.mktemp("planner"))

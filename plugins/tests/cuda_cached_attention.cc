@@ -111,7 +111,8 @@ py::object CachedAttentionCall::result() const {
 }
 
 // Of float16 activations.
-size_t workspace(int64_t batch, int64_t length, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t capacity) {
+size_t attention_workspace(int64_t batch, int64_t length, int64_t heads, int64_t kv_heads, int64_t head_dim,
+                           int64_t capacity) {
   CachedAttentionArgs a{};
   a.batch = batch;
   a.length = length;
@@ -134,7 +135,7 @@ void bind_cached_attention(py::module_& m) {
            py::kw_only(), arg("query"), arg("key"), arg("value"), arg("past_length"), arg("past_key"),
            arg("past_value"), arg("scale"), arg("window"), arg("past_key_scale") = none, arg("past_value_scale") = none,
            arg("inplace") = false, arg("type") = "float32");
-  m.def("cached_attention_workspace", &workspace, py::kw_only(), arg("batch"), arg("length"), arg("heads"),
+  m.def("cached_attention_workspace", &attention_workspace, py::kw_only(), arg("batch"), arg("length"), arg("heads"),
         arg("kv_heads"), arg("head_dim"), arg("capacity"));
 }
 

@@ -36,8 +36,8 @@ QLinearCall::QLinearCall(const Floats& x, const py::array& weight, const Scales&
 }
 
 // Bytes for so many tokens.
-size_t workspace(int64_t tokens, const py::array& weight, const Scales& scales, int64_t block_size, int bits,
-                 const std::string& type) {
+size_t product_workspace(int64_t tokens, const py::array& weight, const Scales& scales, int64_t block_size, int bits,
+                         const std::string& type) {
   Device device;
   cuda::QLinearArgs args{};
   args.tokens = tokens;
@@ -55,7 +55,7 @@ void bind_qlinear(py::module_& m) {
       .def(py::init<const Floats&, const py::array&, const Scales&, int64_t, int, const std::string&>(), py::kw_only(),
            arg("x"), arg("weight"), arg("scales") = none, arg("block_size") = 0, arg("bits") = 8,
            arg("type") = "float32");
-  m.def("qlinear_workspace", &workspace, py::kw_only(), arg("tokens"), arg("weight"), arg("scales") = none,
+  m.def("qlinear_workspace", &product_workspace, py::kw_only(), arg("tokens"), arg("weight"), arg("scales") = none,
         arg("block_size") = 0, arg("bits") = 8, arg("type") = "float32");
 }
 

@@ -1,4 +1,4 @@
-"""Cuts short what a board does, at every system call or as power cuts do, and looks at what is left.
+"""Cuts short what a board does, after every change to its files or as power cuts do, and looks at what is left.
 
 ``cuts.py kill|power WORK FOLDER`` prints how often; WORK is ``install``, ``twice``, ``rollback`` or ``start``.
 """
@@ -14,7 +14,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "
 
 from edge_sdk import Bundle  # noqa: E402
 from edge_sdk.deploy.store import Store  # noqa: E402
-from kill_points import kill_at_each_call  # noqa: E402
+from kill_points import kill_at_each_change  # noqa: E402
 from power_cuts import Recorder, promised, write_image  # noqa: E402
 from small_bundles import install, runs, small_bundle, tree  # noqa: E402 (found by the line above)
 
@@ -72,21 +72,21 @@ def main() -> None:
 
 
 def kill(kind: str, folder: Path, start: Path, two: Bundle, three: Bundle) -> None:
-    """At each system call."""
+    """After each change."""
     place, found = folder / "store", set[str]()
     shutil.copytree(start, place)
 
     def look_and_restore(stop: int) -> None:
-        look(Store(place), kind, found, three if stop % 10 == 0 else None)
+        look(Store(place), kind, found, three if stop % 3 == 0 else None)
         shutil.rmtree(place)
         shutil.copytree(start, place)
 
     def work() -> None:
         work_of(kind, Store(place), two, three)()
 
-    calls = kill_at_each_call(work, look_and_restore)
+    kills = kill_at_each_change(place, work, look_and_restore)
     assert found == OUTCOMES[kind], found
-    print(calls)
+    print(kills)
 
 
 def cut_power(kind: str, folder: Path, start: Path, two: Bundle, three: Bundle) -> None:

@@ -46,7 +46,7 @@ def samples(data: Path) -> list[Sample]:
 def short_recipe(folder: Path, steps: int) -> Path:
     """The demo's student with fewer steps and small batches."""
     recipe = read_recipe(ROVER / "student.yaml", DistilRecipe)
-    schedule = msgspec.structs.replace(recipe.schedule, steps=steps, batch_size=16, save_every=10)
+    schedule = msgspec.structs.replace(recipe.schedule, steps=steps, batch_size=16, save_every=5)
     path = folder / "recipe.yaml"
     path.write_bytes(msgspec.yaml.encode(msgspec.structs.replace(recipe, schedule=schedule)))
     return path
@@ -63,11 +63,11 @@ def losses(out: Path) -> list[float]:
 
 
 def test_sigint_during_distil_resumes_to_the_same_end(data: Path, tmp_path: Path) -> None:
-    recipe, whole, cut = short_recipe(tmp_path, steps=60), tmp_path / "whole", tmp_path / "cut"
+    recipe, whole, cut = short_recipe(tmp_path, steps=30), tmp_path / "whole", tmp_path / "cut"
     subprocess.run(distil_command(recipe, data, whole), check=True, timeout=300)
     process = subprocess.Popen(distil_command(recipe, data, cut), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
-    while not (cut / "checkpoint").exists():  # the first ten steps are saved
+    while not (cut / "checkpoint").exists():  # the first five steps are saved
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -76,7 +76,7 @@ def test_sigint_during_distil_resumes_to_the_same_end(data: Path, tmp_path: Path
     assert process.returncode == 130, message
     assert "Run the same command again" in " ".join(message.split())
     assert "Traceback" not in message
-    assert 10 <= len(losses(cut)) < 60
+    assert 5 <= len(losses(cut)) < 30
     assert not (cut / "model").exists()
     subprocess.run(distil_command(recipe, data, cut), check=True, timeout=300)
     assert losses(cut) == losses(whole)
@@ -118,9 +118,10 @@ def test_targets_are_the_completions_next_tokens(samples: list[Sample]) -> None:
 
 
 def test_the_teacher_answers_what_it_never_saw() -> None:
-    held_out = [scan.simple_split()[1][index] for index in range(0, 4182, 6)]
-    pairs = [Pair(prompt, completion) for prompt, completion in held_out]
-    assert exact_match(load_model(TEACHER), tokenize(pairs, TextCodec(TEACHER), end=2)) >= 0.995
+    """In torch; the demo asks the exported model for all of them (tests/test_readme.py)."""
+    held_out = scan.simple_split()[1]
+    pairs = [Pair(*held_out[index]) for index in range(0, len(held_out), 24)]
+    assert exact_match(load_model(TEACHER), tokenize(pairs, TextCodec(TEACHER), end=2)) >= 0.99
 
 
 def test_the_recipe_of_the_teacher_describes_the_shipped_files() -> None:

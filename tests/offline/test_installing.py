@@ -79,13 +79,13 @@ def test_nothing_of_this_checkout_is_in_it(installed: Path) -> None:
     assert all(Path(line).resolve().is_relative_to(installed.resolve()) for line in said.stdout.splitlines())
 
 
-def test_installing_again_turns_the_link_and_keeps_the_last_one(pack: Path, tmp_path: Path) -> None:
-    folder, seen = tmp_path / "edge", list[Path]()
-    for _ in range(3):
-        assert install(pack, *PYTHON, folder).returncode == 0
-        seen.append(folder.resolve())
+def test_installing_again_turns_the_link_and_keeps_the_last_one(pack: Path, installed: Path) -> None:
+    seen = [installed.resolve()]
+    for _ in range(2):
+        assert install(pack, *PYTHON, installed).returncode == 0
+        seen.append(installed.resolve())
     assert len(set(seen)) == 3
-    assert sorted(folder.with_name("edge.versions").iterdir()) == sorted(seen[1:])
+    assert sorted(installed.with_name("edge.versions").iterdir()) == sorted(seen[1:])
 
 
 def test_a_virtual_environment_is_installed_into(pack: Path, tmp_path: Path) -> None:

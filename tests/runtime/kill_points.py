@@ -1,6 +1,6 @@
-"""Ends a piece of work at each of its system calls in turn, as a power cut would, and looks at what it left.
+"""Ends a piece of work after each change that it makes to files, as a kill would, and looks at what it left.
 
-Run as a program it does so with the saving of a state: ``kill_points.py FILE`` prints how many calls there were.
+Run as a program it does so with the saving of a state: ``kill_points.py FILE`` prints how many changes there were.
 """
 
 from __future__ import annotations
@@ -14,22 +14,26 @@ from pathlib import Path
 
 PTRACE_TRACEME, PTRACE_SYSCALL = 0, 24  # sys/ptrace.h
 
+Files = dict[str, tuple[int, bytes]]
 
-def kill_at_each_call(work: Callable[[], object], look: Callable[[int], object]) -> int:
-    """Runs ``work`` in a new process for each system call that it makes, up to its beginning or its end.
 
-    Calls ``look`` after each of these processes was killed; returns how many there were. This process must have a
-    single thread.
+def kill_at_each_change(folder: Path, work: Callable[[], object], look: Callable[[int], object]) -> int:
+    """Runs ``work`` in a new process for each of its system calls that changes something below a folder, and one more.
+
+    Calls ``look`` after each of these processes was killed: the first before it changed anything, the n-th as soon as
+    its n-1-th change was made. Between changes it does not matter where a process is killed: what it leaves is the
+    same. Returns how many were killed. This process must have a single thread, and ``look`` leaves the files as they
+    were at first.
     """
-    stops = 0
-    while not _ends_before(work, stops + 1):
-        stops += 1
-        look(stops)
-    return stops
+    kills = 0
+    while not _ends_before(folder, work, changes=kills):
+        kills += 1
+        look(kills)
+    return kills
 
 
-def _ends_before(work: Callable[[], object], stop: int) -> bool:
-    """Whether the work ends before so many beginnings and ends of calls; otherwise it is killed there."""
+def _ends_before(folder: Path, work: Callable[[], object], changes: int) -> bool:
+    """Whether the work ends before it made so many changes; otherwise it is killed there."""
     libc = ctypes.CDLL(None, use_errno=True)
     child = os.fork()
     if child == 0:
@@ -41,15 +45,33 @@ def _ends_before(work: Callable[[], object], stop: int) -> bool:
     _, status = os.waitpid(child, 0)
     if not os.WIFSTOPPED(status):
         raise PermissionError("this machine lets nobody trace a process")
-    for _ in range(stop):
+    before = _files(folder)
+    while changes > 0:
         libc.ptrace(PTRACE_SYSCALL, child, None, None)
-        _, status = os.waitpid(child, 0)
+        _, status = os.waitpid(child, 0)  # at the beginning or the end of a call
         if os.WIFEXITED(status):
             assert os.WEXITSTATUS(status) == 0
             return True
+        if (now := _files(folder)) != before:
+            before, changes = now, changes - 1
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return False
+
+
+def _files(folder: Path) -> Files:
+    """Everything below a folder: what kind it is, with permissions, and its content."""
+    found: Files = {}
+    for place, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = os.path.join(place, name)
+            mode = os.lstat(path).st_mode
+            content = os.readlink(path).encode() if os.path.islink(path) else b""
+            if name in names and not content:
+                with open(path, "rb") as file:
+                    content = file.read()
+            found[path] = mode, content
+    return found
 
 
 def main() -> None:
@@ -78,16 +100,14 @@ def main() -> None:
         assert token_ids == [5] * header.positions
         assert all((array == header.positions).all() for array in snapshot.arrays)
         found.add(header.positions)
-        if header.positions == 30:
-            save(20)
+        save(20)
 
     found = set[int]()
     save(20)
-    calls = kill_at_each_call(lambda: save(30), look)
+    kills = kill_at_each_change(path.parent, lambda: save(30), look)
     assert found == {20, 30}, found
-    save(20)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]  # what the killed ones left is gone
-    print(calls)
+    print(kills)
 
 
 if __name__ == "__main__":

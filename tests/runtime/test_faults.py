@@ -31,7 +31,7 @@ from places import ROOT
 COMMANDS = ("walk around left thrice", "jump twice and run", "look opposite right after walk", "turn left")
 
 
-def test_a_save_that_is_killed_at_any_system_call_leaves_a_whole_file(tmp_path: Path) -> None:
+def test_a_save_that_is_killed_after_any_change_to_files_leaves_a_whole_file(tmp_path: Path) -> None:
     program = ROOT / "tests" / "runtime" / "kill_points.py"
     result = subprocess.run(
         [sys.executable, program, tmp_path / "a.state"], capture_output=True, text=True, check=False
@@ -39,7 +39,7 @@ def test_a_save_that_is_killed_at_any_system_call_leaves_a_whole_file(tmp_path: 
     if "PermissionError: this machine lets nobody trace" in result.stderr:
         pytest.skip("this machine lets nobody trace a process")
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout) > 30  # beginnings and ends of calls, each of which was the last once
+    assert int(result.stdout) >= 4  # before anything was done, and once a file was created, written and renamed
 
 
 def test_what_killed_writers_left_is_deleted_and_what_is_being_written_is_not(tmp_path: Path) -> None:
