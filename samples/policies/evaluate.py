@@ -10,16 +10,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 
-from catalog import EXPERT, RANDOM, TASKS, load
+from catalog import EXPERT, RANDOM, TASKS, load, tell
 from edge_sdk.control.gym_robot import GymRobot
 from edge_sdk.control.policy import Policy
 from edge_sdk.files import new_file
-from tasks import Env, Task, instruction_of
+from tasks import Env, Task
 
 EPISODES, FIRST_SEED = 100, 1_000_000
 RESAMPLES, CONFIDENCE = 10_000, 0.95
@@ -70,10 +69,7 @@ def drive(robot: GymRobot, policy: Policy, replan_ticks: int = 1) -> Iterator[No
 def begin(robot: GymRobot, env: Env, policy: Policy, seed: int) -> None:
     """Resets the environment, and tells the policy what is asked for."""
     robot.reset(seed)
-    if instruction := instruction_of(env):
-        instructed: Any = policy
-        if hasattr(instructed, "instruct"):
-            instructed.instruct(instruction)
+    tell(policy, env)
 
 
 def evaluate(task: Task, name: str, *, episodes: int = EPISODES, replan_ticks: int = 1) -> Scores:
