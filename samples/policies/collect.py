@@ -3,8 +3,8 @@
     python samples/policies/collect.py reacher --episodes 400 --out build/policies/reacher/train
     python samples/policies/collect.py reacher --episodes 400 --driver expert build/policies/reacher/student --out more
 
-What is executed is the driver's action and some noise; what is stored is the expert's action without it. Noise shows how
-to come back from small mistakes (DART: Laskey et al., arXiv 1703.09327), and a policy that drives from its own ones
+What is executed is the driver's action and some noise; what is stored is the expert's action without it. Noise shows
+how to come back from small mistakes (DART: Laskey et al., arXiv 1703.09327), and a policy that drives from its own ones
 (DAgger: Ross et al., arXiv 1011.0686).
 """
 
