@@ -35,7 +35,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> str:
         for episode in collect(TASK, 2):
             dataset.add(episode)
     two_targets.write_tokenizer(folder / "tokenizer")
-    recipe = read_recipe(POLICIES / "recipes" / "two_targets_teacher.yaml", TrainRecipe)
+    recipe = read_recipe(POLICIES / "recipes" / "small_two_targets_teacher.yaml", TrainRecipe)
     model = make_model(described_model(recipe.model, folder / "data"))
     model.reset_parameters(0)
     save_model(model, folder / "checkpoint", tokenizer_from=folder / "tokenizer")
