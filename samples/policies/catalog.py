@@ -14,7 +14,7 @@ import reacher
 import two_targets
 from edge_sdk.control.policy import Policy, PolicyConfig
 from edge_sdk.control.robot import FloatArray
-from tasks import Env, Task
+from tasks import Env, Task, instruction_of
 
 TASKS: Mapping[str, Task] = {
     task.name: task
@@ -64,3 +64,11 @@ def load(name: str, task: Task, env: Env) -> Policy:
     from edge_sdk.control.model_policy import load_policy
 
     return load_policy(Path(name))
+
+
+def tell(policy: Policy, env: Env) -> None:
+    """Tells a policy that reads instructions what the environment's episode asks for."""
+    if instruction := instruction_of(env):
+        instructed: Any = policy
+        if hasattr(instructed, "instruct"):
+            instructed.instruct(instruction)

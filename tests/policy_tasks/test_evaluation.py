@@ -36,6 +36,35 @@ def test_intervals_are_those_of_scipys_bootstrap(seed: int) -> None:
     assert found.high == pytest.approx(expected.high, abs=0.03 * width)
 
 
+def test_a_gain_is_drawn_from_pairs_of_episodes() -> None:
+    """Where episodes differ more than policies do, by a thousand times here, only pairs tell the policies apart."""
+    random = np.random.default_rng(3)
+    hard = -random.gamma(2.0, 3.0, 80)
+    slightly = hard + random.normal(0.02, 0.01, 80)
+    mine, other = (scores_of(returns) for returns in (slightly, hard))
+    found = evaluate.gain(mine, other)
+    assert found.mean == pytest.approx(100 * (slightly.mean() - hard.mean()) / -hard.mean())
+    expected = scipy.stats.bootstrap(
+        (slightly, hard),
+        lambda one, two, axis: 100 * (one.mean(axis) - two.mean(axis)) / np.abs(two.mean(axis)),
+        paired=True,
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    width = expected.high - expected.low
+    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=0.04 * width)
+    assert 0 < found.low < found.high < 1
+    assert evaluate.gain(other, mine).mean < 0
+
+
+def scores_of(returns: np.ndarray) -> evaluate.Scores:
+    estimate = evaluate.estimate(returns.tolist())
+    return evaluate.Scores(
+        task="", policy="", returns=returns.tolist(), successes=[], return_=estimate, success=estimate
+    )
+
+
 class Chunks(ExpertPolicy):
     """Chunks of the expert's action over and over, and a count of what is asked for."""
 
@@ -88,10 +117,13 @@ def test_the_command_and_its_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scores, picture = tmp_path / "scores.json", tmp_path / "scores.png"
-    arguments = ["reacher", "expert", "random", "--episodes", "3", "--out", str(scores)]
+    arguments = ["reacher", "expert", "random", "--against", "expert", "--episodes", "3", "--out", str(scores)]
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
     evaluate.main()
-    assert "random: return" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "random: return" in shown
+    assert "random against expert: -" in shown
+    assert "expert against" not in shown
     expert, nobody = msgspec.json.decode(scores.read_bytes(), type=list[evaluate.Scores])
     assert expert.return_.mean > nobody.return_.mean
     assert len(json.loads(scores.read_text())[0]["returns"]) == 3

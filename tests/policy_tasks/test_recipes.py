@@ -55,16 +55,17 @@ def assert_is_a_quarter(recipe: str, teacher: ModelConfig) -> None:
     assert 0.22 < share <= 0.25
 
 
-def test_the_words_of_instructions_are_as_many_as_the_recipe_says(data: Path, tmp_path: Path) -> None:
-    config = described("two_targets_teacher.yaml", data / "two-targets")
+@pytest.mark.parametrize("size", ["", "small_"])
+def test_the_words_of_instructions_are_as_many_as_the_recipe_says(size: str, data: Path, tmp_path: Path) -> None:
+    config = described(f"{size}two_targets_teacher.yaml", data / "two-targets")
     two_targets.write_tokenizer(tmp_path)
     codec = InstructionCodec(tmp_path)
     assert codec.tokenizer.get_vocab_size() == config.vocab_size
     assert config.max_length > two_targets.STEPS + max(len(codec.encode(text)) for text in two_targets.INSTRUCTIONS)
-    plain = described("small_teacher.yaml", data / "two-targets")
+    plain = described(f"{size}teacher.yaml", data / "two-targets")
     same = {"vocab_size": config.vocab_size, "policy": config.policy}
     assert msgspec.structs.replace(plain, **same) == config
-    assert_is_a_quarter("two_targets_student.yaml", config)
+    assert_is_a_quarter(f"{size}two_targets_student.yaml", config)
 
 
 @pytest.mark.parametrize("chain", ["chain.yaml", "feedforward.yaml"])
