@@ -94,12 +94,20 @@ async def settled(bundle_id: str, board: Board, ssh: Ssh, timeout_s: float) -> S
     end = time.monotonic() + timeout_s
     while True:
         try:
-            status = await _ask_once(AskStatus(), board, ssh)
+            async with connected(board, ssh) as line:
+                return await _settled_over(line, bundle_id, board, end)
         except LineLostError as error:
             if time.monotonic() > end:
                 raise _unreachable(board, error) from None
-            await asyncio.sleep(SETTLE_POLL_S)
-            continue
+        await asyncio.sleep(SETTLE_POLL_S)
+
+
+async def _settled_over(line: Line, bundle_id: str, board: Board, end: float) -> Slot:
+    """Over one line: starting an agent for each question would take a small board's time from what is waited for."""
+    while True:
+        status = await line.ask(AskStatus(), timeout_s=ANSWER_TIMEOUT_S)
+        if not isinstance(status, Status):
+            raise _unexpected(status)
         slot = next((one for one in status.record.slots.values() if one.bundle_id == bundle_id), None)
         if slot is None:
             raise DeployError(explain(board.host, expected="the bundle", found="others", todo="Deploy it again."))

@@ -106,7 +106,7 @@ def test_an_ordinary_user_gets_one_that_stays(board: VirtualBoard, one: Path) ->
     board.run(f"loginctl enable-linger {USER}")
     said = board.edge_sdk("deploy", one, options=f"{options} --wait-s 600", user=USER)
     assert said.splitlines()[-1].endswith(": healthy")
-    assert "edge_sdk.deploy: version 1 is healthy" in board.says(f"journalctl --user-unit={UNIT} --output=cat")
+    assert "edge_sdk.deploy: version 1 is healthy" in board.says(f"journalctl --user --unit={UNIT} --output=cat", USER)
     assert board.says(f"systemctl --user show {UNIT} --property=MemoryMax --value", USER).isdigit()
 
 
