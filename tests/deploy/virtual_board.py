@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from builds import need, one_at_a_time
+from builds import one_at_a_time
 from edge_sdk.files import sha256
 from links import free_port
 from places import ROOT
@@ -54,7 +54,9 @@ def image() -> Path:
     """
     if platform.machine() != "x86_64" or os.geteuid() != 0:
         pytest.skip("needs root on an x86-64 machine")
-    need("qemu-system-x86_64", "qemu-img", "mmdebstrap", "mke2fs", "ssh")
+    programs = ("qemu-system-x86_64", "qemu-img", "mmdebstrap", "mke2fs", "ssh")
+    if missing := [name for name in programs if shutil.which(name) is None]:
+        pytest.skip(f"not installed: {', '.join(missing)} (apt install qemu-system-x86 qemu-utils mmdebstrap)")
     debian, made, pack = FOLDER / "debian", FOLDER / "image", FOLDER / "pack"
     with one_at_a_time(FOLDER):
         if not debian.exists():
