@@ -32,7 +32,7 @@ kept = [bytearray(b"x" * (16 << 20)) for _ in range(1000)]
 @pytest.fixture(scope="module")
 def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualBoard]:
     folder = tmp_path_factory.mktemp("board")
-    made = VirtualBoard(folder, image(), data_disk(folder / "data.img"))
+    made = VirtualBoard(folder, image(), data_disk(folder / "data.img"), memory_mib=2048)
     made.power_on()
     yield made
     made.cut_power()
