@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 
 import edge_sdk
 from edge_sdk.cli import bench, chat, control, deploy, pack_wheels, plan, run, serve, show
 from edge_sdk.errors import EdgeError
+from edge_sdk.journal import configure_logging, say_error
 
 INTERRUPTED = 130
 """Exit status after SIGINT, as shells use it."""
@@ -27,11 +27,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    configure_logging()
     try:
         return int(options.command(options))
     except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

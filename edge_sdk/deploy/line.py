@@ -38,9 +38,11 @@ class Ssh(msgspec.Struct, frozen=True, kw_only=True):
     known_hosts: Optional[Path] = None
     identity: Optional[Path] = None
     """A private key, tried before those of an agent and of ~/.ssh."""
-    connect_timeout_s: float = 15.0
+    connect_timeout_s: float = 30.0
+    start_s: float = 120.0
+    """What a board is given to start its agent: a small or busy one imports Python's packages for long."""
     stall_s: float = 30.0
-    """Silence after which a line counts as lost."""
+    """Silence after which a line counts as lost, once the agent runs."""
     attempts: int = 8
     """To go on with a transfer after the line was lost without anything coming through."""
     longest_pause_s: float = 30.0
@@ -131,7 +133,7 @@ async def connected(board: Board, ssh: Ssh) -> AsyncIterator[Line]:
         async with asyncssh.connect(host, **options) as connection:
             process = await connection.create_process(shlex.join(command), encoding=None)
             line = Line(process, board, ssh.stall_s)
-            welcome = await line.receive()
+            welcome = await line.receive(ssh.start_s)
             if not isinstance(welcome, Welcome) or welcome.protocol != PROTOCOL:
                 todo = "Bring both sides to the same version of Edge SDK."
                 raise DeployError(explain(board.host, expected=f"protocol {PROTOCOL}", found=welcome, todo=todo))

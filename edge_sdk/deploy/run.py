@@ -21,6 +21,7 @@ from edge_sdk.deploy.record import Slot
 from edge_sdk.deploy.server_process import ServerProcess
 from edge_sdk.deploy.store import Store
 from edge_sdk.errors import ConfigError, EdgeError, explain
+from edge_sdk.journal import configure_logging, say_error
 
 POLL_S = 1.0
 LOAD_S = 900.0
@@ -93,7 +94,7 @@ class Service:
         return self._process_of(self._store.begin_start())
 
     def _process_of(self, slot: Slot) -> ServerProcess:
-        log.info("version %s, start %d on trial", slot.version, slot.starts)
+        log.info("version %s, %s", slot.version, "healthy before" if slot.healthy else f"start {slot.starts} on trial")
         bundle, figures = self._store.path_of(slot), self._store.figures
         return ServerProcess(slot, bundle, figures, self._arguments, self._listening)
 
@@ -169,14 +170,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     end = given.index("--") if "--" in given else len(given)
     options = parser.parse_args(given[:end])
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    configure_logging()
     try:
         service = Service(Store(options.store.expanduser(), options.settings), given[end + 1 :])
         signal.signal(signal.SIGTERM, lambda *_: service.stopping.set())
         signal.signal(signal.SIGINT, lambda *_: service.stopping.set())
         return service.run()
     except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         return error.exit_code
 
 

@@ -15,7 +15,9 @@ from edge_sdk.deploy.protocol import (
     Begin,
     Chunk,
     Commit,
+    Configure,
     Installed,
+    InstallService,
     Missing,
     Progress,
     Question,
@@ -30,6 +32,8 @@ WINDOW = 16
 CHECK_TIMEOUT_S = 3600.0 + 600.0
 """Of a board's checks, the building of an engine among them; a line that breaks meanwhile is noticed by SSH."""
 
+ANSWER_TIMEOUT_S = 330.0
+"""Of the answers to single questions: the longest is that to InstallService, six commands of systemd's."""
 SETTLE_POLL_S = 2.0
 
 Report = Callable[[str, int, int], None]
@@ -58,12 +62,25 @@ async def deploy(
 
 
 async def ask(question: Question, board: Board, ssh: Ssh) -> Status:
-    """How a board is, after what is asked of it. Raises DeployError."""
-    try:
-        async with connected(board, ssh) as line:
-            answer = await line.ask(question)
-    except LineLostError as error:
-        raise _unreachable(board, error) from None
+    """How a board is, after what is asked of it. Raises DeployError.
+
+    What does the same when it is done twice is asked again over another line if one is lost.
+    """
+    failures = 0 if isinstance(question, (Configure, InstallService)) else ssh.attempts
+    while True:
+        try:
+            return await _ask_once(question, board, ssh)
+        except LineLostError as error:
+            failures += 1
+            if failures >= ssh.attempts:
+                raise _unreachable(board, error) from None
+        await asyncio.sleep(min(2.0 ** (failures - 1), ssh.longest_pause_s))
+
+
+async def _ask_once(question: Question, board: Board, ssh: Ssh) -> Status:
+    """Raises LineLostError and DeployError."""
+    async with connected(board, ssh) as line:
+        answer = await line.ask(question, timeout_s=ANSWER_TIMEOUT_S)
     if not isinstance(answer, Status):
         raise _unexpected(answer)
     return answer
@@ -72,11 +89,25 @@ async def ask(question: Question, board: Board, ssh: Ssh) -> Status:
 async def settled(bundle_id: str, board: Board, ssh: Ssh, timeout_s: float) -> Slot:
     """The slot of a bundle once the board's service found it healthy or gave it up, or as it is after so long.
 
-    Raises DeployError where the board cannot be asked or has no such bundle any more.
+    Raises DeployError where the board cannot be reached at the end of that time, or has no such bundle any more.
     """
     end = time.monotonic() + timeout_s
     while True:
-        status = await ask(AskStatus(), board, ssh)
+        try:
+            async with connected(board, ssh) as line:
+                return await _settled_over(line, bundle_id, board, end)
+        except LineLostError as error:
+            if time.monotonic() > end:
+                raise _unreachable(board, error) from None
+        await asyncio.sleep(SETTLE_POLL_S)
+
+
+async def _settled_over(line: Line, bundle_id: str, board: Board, end: float) -> Slot:
+    """Over one line: starting an agent for each question would take a small board's time from what is waited for."""
+    while True:
+        status = await line.ask(AskStatus(), timeout_s=ANSWER_TIMEOUT_S)
+        if not isinstance(status, Status):
+            raise _unexpected(status)
         slot = next((one for one in status.record.slots.values() if one.bundle_id == bundle_id), None)
         if slot is None:
             raise DeployError(explain(board.host, expected="the bundle", found="others", todo="Deploy it again."))

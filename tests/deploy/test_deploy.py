@@ -16,8 +16,8 @@ from edge_sdk.cli import main
 from edge_sdk.deploy.boards import Board, read_group
 from edge_sdk.deploy.chunks import CHUNK_BYTES, offer, read_chunk
 from edge_sdk.deploy.line import Ssh
-from edge_sdk.deploy.protocol import AskStatus, Installed, Rollback
-from edge_sdk.deploy.send import ask, deploy
+from edge_sdk.deploy.protocol import AskStatus, Configure, Installed, Rollback
+from edge_sdk.deploy.send import ask, deploy, settled
 from edge_sdk.deploy.signing import make_keys, sign
 from edge_sdk.deploy.store import Store
 from edge_sdk.errors import BusyError, DeployError
@@ -180,6 +180,35 @@ def test_boards_are_asked_how_they_are_and_sent_back(server: Server, store: Stor
     assert status.free_bytes > 0
     assert asyncio.run(ask(Rollback(force=False), board, ssh)).record.active == "a"
     assert runs(store) == "1"
+
+
+def test_what_may_be_done_twice_is_asked_again_over_a_line_that_breaks(
+    server: Server, store: Store, links: list[Link]
+) -> None:
+    link = Link(server.port, faults=(("drop", 100), ("drop", 2000), ("", 0), ("drop", 2000)))
+    links.append(link)
+    board, ssh = server.board(store.folder, link.port), server.ssh(link.port)
+    settings = b'{"max_starts": 5}'
+    assert asyncio.run(ask(Configure(settings, None), board, ssh)).record.active == "a"
+    assert store.settings().max_starts == 5
+    assert len(link.sent) == 3
+    with pytest.raises(DeployError, match="expected a line that holds"):
+        asyncio.run(ask(Rollback(force=False), board, ssh))
+    assert len(link.sent) == 4
+
+
+def test_who_waits_for_a_board_waits_for_its_line_too(
+    server: Server, store: Store, links: list[Link], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_sdk.deploy.send.SETTLE_POLL_S", 0.1)
+    links += [Link(server.port, faults=(("drop", 100), ("drop", 2000))), Link(server.port, faults=(("drop", 100),) * 9)]
+    bundle_id = store.read().slots["a"].bundle_id
+    store.confirm(bundle_id)
+    held, broken = (server.board(store.folder, link.port) for link in links)
+    ssh = server.ssh(*(link.port for link in links))
+    assert asyncio.run(settled(bundle_id, held, ssh, 60)).healthy
+    with pytest.raises(DeployError, match="expected a line that holds"):
+        asyncio.run(settled(bundle_id, broken, ssh, 0))
 
 
 def test_three_boards_side_by_side_by_the_command_line(
