@@ -44,6 +44,9 @@ class HeadSchedule(Schedule, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             found = f"drafts: {self.drafts}, data_weight: {self.data_weight}"
             expected = "drafts of 1 or more, data_weight of 0 to 1"
             raise ConfigError(explain("The schedule", expected=expected, found=found, todo="Correct it."))
+        if self.packing:
+            todo = "Leave it out: drafts are learnt sample by sample."
+            raise ConfigError(explain("packing", expected="false for a drafting head", found="true", todo=todo))
 
 
 def head_spec(config: ModelConfig, letters: str | None = None) -> MtpSpec:

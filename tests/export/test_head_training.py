@@ -288,9 +288,9 @@ def test_a_family_without_heads_is_refused() -> None:
         head_spec(family_of(raw).parse_config(raw))
 
 
-@pytest.mark.parametrize("settings", [{"drafts": 0}, {"data_weight": 1.5}, {"data_weight": -0.1}])
+@pytest.mark.parametrize("settings", [{"drafts": 0}, {"data_weight": 1.5}, {"data_weight": -0.1}, {"packing": True}])
 def test_a_schedule_that_means_nothing_is_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="drafts of 1 or more"):
+    with pytest.raises(ConfigError, match="drafts of 1 or more|false for a drafting head"):
         HeadSchedule(steps=1, **settings)  # type: ignore[arg-type]
 
 
