@@ -290,7 +290,7 @@ def test_a_family_without_heads_is_refused() -> None:
 
 @pytest.mark.parametrize("settings", [{"drafts": 0}, {"data_weight": 1.5}, {"data_weight": -0.1}, {"packing": True}])
 def test_a_schedule_that_means_nothing_is_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="drafts of 1 or more|false for a drafting head"):
+    with pytest.raises(ConfigError, match=r"drafts of 1 or more|false for a drafting head"):
         HeadSchedule(steps=1, **settings)  # type: ignore[arg-type]
 
 
