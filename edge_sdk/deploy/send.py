@@ -34,6 +34,7 @@ CHECK_TIMEOUT_S = 3600.0 + 600.0
 
 ANSWER_TIMEOUT_S = 330.0
 """Of the answers to single questions: the longest is that to InstallService, six commands of systemd's."""
+
 SETTLE_POLL_S = 2.0
 
 Report = Callable[[str, int, int], None]
@@ -44,7 +45,7 @@ async def deploy(
     bundle: Bundle, offer: Offer, board: Board, ssh: Ssh, *, force: bool = False, report: Report
 ) -> Installed:
     """Installs a bundle on a board. Raises DeployError and BusyError; then the board runs what it ran before."""
-    sending, failures, pause_s = _Sending(bundle, offer, report), 0, 1.0
+    sending, failures = _Sending(bundle, offer, report), 0
     while True:
         before = sending.received
         try:
@@ -52,13 +53,12 @@ async def deploy(
                 return await sending.over(line, force)
         except (LineLostError, BusyError) as error:
             if sending.received > before:
-                failures, pause_s = 0, 1.0
+                failures = 0
             failures += 1
             if failures >= ssh.attempts:
                 raise error if isinstance(error, BusyError) else _unreachable(board, error) from None
             sending.say(f"waiting: {error}")
-        await asyncio.sleep(min(pause_s, ssh.longest_pause_s))
-        pause_s *= 2
+        await _pause(failures, ssh)
 
 
 async def ask(question: Question, board: Board, ssh: Ssh) -> Status:
@@ -66,15 +66,20 @@ async def ask(question: Question, board: Board, ssh: Ssh) -> Status:
 
     What does the same when it is done twice is asked again over another line if one is lost.
     """
-    failures = 0 if isinstance(question, (Configure, InstallService)) else ssh.attempts
+    failures, attempts = 0, ssh.attempts if isinstance(question, (Configure, InstallService)) else 1
     while True:
         try:
             return await _ask_once(question, board, ssh)
         except LineLostError as error:
             failures += 1
-            if failures >= ssh.attempts:
+            if failures >= attempts:
                 raise _unreachable(board, error) from None
-        await asyncio.sleep(min(2.0 ** (failures - 1), ssh.longest_pause_s))
+        await _pause(failures, ssh)
+
+
+async def _pause(failures: int, ssh: Ssh) -> None:
+    """After so many failures in a row: a second, and each time twice as long."""
+    await asyncio.sleep(min(2.0 ** (failures - 1), ssh.longest_pause_s))
 
 
 async def _ask_once(question: Question, board: Board, ssh: Ssh) -> Status:
