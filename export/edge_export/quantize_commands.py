@@ -60,6 +60,7 @@ Scored = Annotated[Optional[Path], typer.Option(help="Other data to report on; t
 BudgetGb = Annotated[
     Optional[float], typer.Option(help="Choose int4, int8 or float32 leaf by leaf, for so many GB of weights in all.")
 ]
+BlockSize = Annotated[int, typer.Option(help="Values that share a scale; the native kernels take multiples of 32.")]
 Step = Annotated[
     int,
     typer.Option(
@@ -82,9 +83,7 @@ def quantize(
     test: Scored = None,
     weights: Annotated[str, typer.Option(help="int4 or int8, for projections and experts; the head int8.")] = "int4",
     method: Annotated[str, typer.Option(help="gptq, by calibration data, or rtn, round to nearest.")] = "gptq",
-    block_size: Annotated[
-        int, typer.Option(help="Values that share a scale; the native kernels take multiples of 32.")
-    ] = 32,
+    block_size: BlockSize = 32,
     cache_dtype: Annotated[str, typer.Option(help="Of keys and values: float32, float16 or int8.")] = "float16",
     state_dtype: Annotated[str, typer.Option(help="Of scans' states between steps: float32, float16.")] = "float32",
     budget_gb: BudgetGb = None,
