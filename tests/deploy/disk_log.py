@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 SECTOR_BYTES = 512
+ATOMIC_BYTES = 4096
+"""What flash writes whole or not at all. ext4 needs that: no journal guards its superblock, which has a checksum."""
 SUPER = struct.Struct("<QQQI")
 ENTRY = struct.Struct("<QQQQ")
 MAGIC = 0x6A736677736872
@@ -27,7 +29,7 @@ LOSSES: dict[str, Choice] = {
     "nothing is lost": lambda _, data: data,
     "all is lost": lambda _, data: b"",
     "some is lost": lambda rng, data: data if rng.random() < 0.5 else b"",
-    "writes are torn": lambda rng, data: data[: SECTOR_BYTES * rng.randint(0, len(data) // SECTOR_BYTES)],
+    "writes are torn": lambda rng, data: data[: ATOMIC_BYTES * rng.randint(0, -(-len(data) // ATOMIC_BYTES))],
 }
 
 
