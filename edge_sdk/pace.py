@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 
@@ -24,11 +25,14 @@ STALE = 256
 UNLIKELY = 0.05
 """Chance to be right below which further drafted tokens are not looked at."""
 
-ROLLBACK_RUN, HEAD = "rollback", "head"
+SAMPLED = 4
+"""Of so many plain steps one is measured: looking at the clock of a thread takes time too."""
+
+ROLLBACK_RUN, HEAD, AROUND = "rollback", "head", "around"
 
 
 class StepTimes:
-    """Seconds that steps of one row took: of a length, of taking back, and of drafting a token with the head.
+    """Seconds that steps of one row took: of a length, of taking back, of drafting a token with the head, and around.
 
     In the CPU time of the thread that runs them (time.thread_time), which other programs do not change; an engine's
     further threads work while it works or waits in a loop.
@@ -39,13 +43,31 @@ class StepTimes:
         self._usual: dict[int | str, float] = {}
         self.steps = 0
         """How many there were."""
+        self.engine_s = 0.0
+        """What the engine spent on them, typical or not."""
         self.head_drafted_at = 0
         """How many there had been when the head last drafted."""
+        self.in_vain = 0
+        """Looks for a draft since one was worth verifying."""
         self._noted: dict[int, int] = {}
         """By length how many steps there had been when one was last measured."""
 
+    def passes(self) -> bool:
+        """Whether the plain step that comes need not be measured; counts it then."""
+        if self.plain is None or self.steps % SAMPLED == 0:
+            return False
+        self.steps += 1
+        return True
+
+    def note_engine(self, kind: int | str, started: float, count: int = 1, typical: bool = True) -> None:
+        """Of the engine, by when it began, in time.thread_time(); ``count``: how many of the kind it did at once."""
+        spent = time.thread_time() - started
+        self.engine_s += spent
+        if typical:
+            self.note(kind, spent / count)
+
     def note(self, kind: int | str, seconds: float) -> None:
-        """``kind``: the tokens of the step, or ROLLBACK_RUN or HEAD."""
+        """``kind``: the tokens of the step, ROLLBACK_RUN, HEAD, or AROUND: what a session does for a trial besides."""
         taken = self._taken.setdefault(kind, deque(maxlen=WINDOW))
         if isinstance(kind, int):
             self.steps += 1
@@ -99,7 +121,7 @@ def gain(times: StepTimes, rights: Iterable[float], draft_s: float = 0.0) -> tup
         expected += likely
         if count not in LENGTHS:
             continue
-        spent = times.verify(count + 1) + (1 - likely) * times.of(ROLLBACK_RUN) + count * draft_s
+        spent = times.verify(count + 1) + (1 - likely) * times.of(ROLLBACK_RUN) + count * draft_s + times.of(AROUND)
         if (rate := expected * plain / spent) > max(MARGIN, best[1]):
             best = (count, rate)
     return best

@@ -242,7 +242,7 @@ class Session:
         self._check_open()
         (token,) = self._pending
         logits = speculator.follow(token)
-        if logits is None:
+        if logits is None and not speculator.rests():
             states = self._memory()
             with self._lost_if_it_fails():
                 logits = speculator.begin(self._tokens, token, states, constraint, room)

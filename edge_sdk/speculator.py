@@ -9,6 +9,7 @@ it is what was chosen. For drawn tokens that is speculative sampling (Leviathan 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from edge_sdk.backends import States
 from edge_sdk.drafting import Draft, Kind, PromptLookup
-from edge_sdk.pace import HEAD, LENGTHS, Acceptance, StepTimes, gain
+from edge_sdk.pace import AROUND, HEAD, LENGTHS, Acceptance, StepTimes, gain
 from edge_sdk.speculation import Speculation
 
 if TYPE_CHECKING:
@@ -25,9 +26,16 @@ if TYPE_CHECKING:
     from edge_sdk.structured import Constraint
 
 
-HEAD_REST = 256
+HEAD_REST = 1024
 """Steps, of all sessions, after which the head drafts a token, however seldom it was right: only so is seen whether it
 is better now."""
+
+HEAD_MARGIN = 1.15
+"""How many times the rate without it the head must promise: what it reads first, to catch up, is not in its times."""
+
+PATIENCE, LONGEST_REST = 8, 7
+"""After so many looks in vain for a draft worth verifying, of all sessions, one token is passed over between looks,
+after as many again two, and so on up to the longest rest: looking takes time too."""
 
 
 class Counts(msgspec.Struct):
@@ -70,6 +78,10 @@ class Speculator:
         self._trial: _Trial | None = None
         self._said = 0
         """How many of the trial's tokens were said; the states do not hold them before it is settled."""
+        self._around_s = 0.0
+        """What the trial took besides the engine's time, of this thread."""
+        self._rest = 0
+        """Tokens to be passed over before the next look for a draft."""
         self._guesses: list[tuple[Kind, int]] = []
         """Drafted tokens that were not verified: what becomes of them is seen all the same."""
 
@@ -82,9 +94,11 @@ class Speculator:
         """Ends the trial: the states hold what was said of it. For who uses the states otherwise."""
         if self._trial is None:
             return
+        started, engine_s = time.thread_time(), self._times.engine_s
         self._trial, said = None, self._said
         with self._steps.exclusive():
             self._steps.engine.accept(self._steps.at_home(states), np.array([said]))
+        self._times.note(AROUND, self._around_s + self._besides(started, engine_s))
 
     def chose(self, token: int) -> None:
         """A token was chosen, be it the end: what was drafted in its place was right or not."""
@@ -108,6 +122,13 @@ class Speculator:
         trial, said = self._trial, self._said
         return None if trial is None or said == len(trial.tokens) else trial.tokens[said]
 
+    def rests(self) -> bool:
+        """Whether a token is passed over without a look for drafts."""
+        if not self._rest:
+            return False
+        self._rest -= 1
+        return True
+
     def begin(
         self, tokens: Sequence[int], token: int, states: States, constraint: Constraint | None, room: int
     ) -> np.ndarray | None:
@@ -115,12 +136,13 @@ class Speculator:
 
         None where no draft is worth it. ``room``: how many tokens may still be chosen. The states must be settled.
         """
-        if len(self._lookup) <= len(tokens):
+        if self._speculation != "head" and len(self._lookup) <= len(tokens):
             self._lookup.extend(tokens[len(self._lookup) :])
             self._lookup.extend([token])
         if room < 2 or self._times.plain is None or not self._steps.alone():
             return None
-        draft = self._best_draft(token, states, constraint, min(room - 1, LENGTHS[-1]))
+        started, engine_s = time.thread_time(), self._times.engine_s
+        draft = self._draft(token, states, constraint, min(room - 1, LENGTHS[-1]))
         if not draft.tokens:
             return None
         ids = [token, *draft.tokens]
@@ -129,8 +151,23 @@ class Speculator:
         self._trial, self._said = _Trial(ids, draft.kinds, logits), 1
         self.counts.drafted += len(draft.tokens)
         self.counts.trials += 1
+        self._around_s = self._besides(started, engine_s)
         first: np.ndarray = logits[0]
         return first
+
+    def _besides(self, started: float, engine_s: float) -> float:
+        """Seconds of this thread since then, without those of the engine."""
+        return time.thread_time() - started - (self._times.engine_s - engine_s)
+
+    def _draft(self, token: int, states: States, constraint: Constraint | None, most: int) -> Draft:
+        """What is to be verified, if anything; after many looks in vain the next one is put off."""
+        times = self._times
+        if self._uses_head and times.steps - times.head_drafted_at > HEAD_REST:
+            return self._head_draft(token, states, 1)
+        draft = self._best_draft(token, states, constraint, most)
+        times.in_vain = 0 if draft.tokens else times.in_vain + 1
+        self._rest = min(times.in_vain // PATIENCE, LONGEST_REST)
+        return draft
 
     def _best_draft(self, token: int, states: States, constraint: Constraint | None, most: int) -> Draft:
         """What promises the highest rate of tokens, cut to the best length; the others' first tokens are guesses."""
@@ -142,8 +179,10 @@ class Speculator:
             worth, promised = gain(self._times, self._acceptance.each(draft.kinds))
             if promised > rate:
                 best, count, rate = draft, worth, promised
-        if self._uses_head and (head := self._head_length(most))[1] > rate:
-            best, count = self._head_draft(token, states, head[0]), head[0]
+        if self._uses_head:
+            worth, promised = gain(self._times, self._acceptance.each(_head_kinds(most)), self._times.of(HEAD))
+            if promised > rate * HEAD_MARGIN:
+                best, count = self._head_draft(token, states, worth), worth
         draft = Draft(best.tokens[:count], best.kinds[:count])
         if draft.tokens:
             self._guesses = [guess for guess in self._guesses if guess[0] != draft.kinds[0]]
@@ -156,12 +195,6 @@ class Speculator:
             forced = constraint.forced()[:most]
             drafts.append(Draft(forced, [("forced", 0)] * len(forced)))
         return drafts
-
-    def _head_length(self, most: int) -> tuple[int, float]:
-        """How many tokens the head should draft, and the rate that this promises."""
-        if self._times.steps - self._times.head_drafted_at > HEAD_REST:
-            return 1, float("inf")
-        return gain(self._times, self._acceptance.each(_head_kinds(most)), self._times.of(HEAD))
 
     def _head_draft(self, token: int, states: States, count: int) -> Draft:
         self._times.head_drafted_at = self._times.steps

@@ -188,12 +188,13 @@ class SpeculativeEngine(OrtEngine):
     def step(self, input_ids: np.ndarray, states: States, logits: Wanted = "last") -> np.ndarray:
         """As OrtEngine."""
         assert isinstance(states, OrtStates)
-        started = time.thread_time()
+        measured = input_ids.shape == (1, 1) and not self.times.passes()
+        started = time.thread_time() if measured else 0.0
         found = super().step(input_ids, states, logits)
         if isinstance(states, SpeculativeStates) and states.context is not None:
             states.context.note(input_ids, self.hidden_states(states))
-        if input_ids.shape == (1, 1) and states.call is not None and not states.call.fresh:
-            self.times.note(1, time.thread_time() - started)
+        if measured and states.call is not None:
+            self.times.note_engine(1, started, typical=not states.call.fresh)
         return found
 
     def hidden_states(self, states: States) -> np.ndarray:
@@ -210,8 +211,7 @@ class SpeculativeEngine(OrtEngine):
         call = states.call_for(length, length, trial=True)
         call.run(input_ids, states, 1 - states.turn)
         states.verified = length
-        if not call.fresh:
-            self.times.note(length, time.thread_time() - started)
+        self.times.note_engine(length, started, typical=not call.fresh)
         return call.logits
 
     def accept(self, states: States, counts: np.ndarray) -> None:
@@ -236,8 +236,7 @@ class SpeculativeEngine(OrtEngine):
             return []
         started = time.thread_time()
         drafted = states.context.draft(token, count)
-        if drafted and states.context.typical:
-            self.times.note(HEAD, (time.thread_time() - started) / len(drafted))
+        self.times.note_engine(HEAD, started, len(drafted), bool(drafted) and states.context.typical)
         return drafted
 
     def _scan_again(self, states: SpeculativeStates, row: int, count: int) -> None:
@@ -250,7 +249,7 @@ class SpeculativeEngine(OrtEngine):
             call.rollbacks[key] = self._bind_rollback(call, states, row, count)
         started = time.thread_time()
         self._rollback.run_with_iobinding(call.rollbacks[key][0])
-        self.times.note(ROLLBACK_RUN, time.thread_time() - started)
+        self.times.note_engine(ROLLBACK_RUN, started)
 
     def _bind_rollback(self, call: Trial, states: SpeculativeStates, row: int, count: int) -> tuple[Any, list[Any]]:
         """A binding over a trial's buffers, and what it must keep alive."""

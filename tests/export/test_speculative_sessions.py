@@ -27,6 +27,7 @@ from edge_sdk.pace import Acceptance, StepTimes
 from edge_sdk.prefix_cache import PrefixCache
 from edge_sdk.scheduler import Scheduler
 from edge_sdk.speculation import Speculation
+from edge_sdk.speculator import PATIENCE
 from exported import TinyBundle, bundle_of
 from tiny import BASE
 
@@ -54,6 +55,15 @@ class Eager(StepTimes):
 
     def of(self, kind: str) -> float:
         return 0.0
+
+
+class Moody(Eager):
+    """Times by which every draft is worth it, or none."""
+
+    trial_s = 100.0
+
+    def verify(self, length: int) -> float:
+        return self.trial_s
 
 
 class Hopeful(Acceptance):
@@ -270,6 +280,19 @@ def test_sessions_that_are_stepped_together_say_the_same(bundle: Bundle, specula
     found += [ask(shared, *each) for each in asked[:4]]
     assert [said for said, _ in found] == [ask(plain, *each)[0] for each in [*asked, *asked[:4]]]
     assert sum(trials for _, trials in found[-4:]) > 0
+
+
+def test_where_no_draft_is_worth_it_it_is_seldom_looked_for(bundle: Bundle) -> None:
+    model = drafting(bundle, "auto")
+    times = model.engine.times = Moody()
+    with model.session() as session:
+        session.generate("a b c", max_new_tokens=100, logit_bias=FEW)
+        assert session.speculation.trials == 0
+        assert 2 * PATIENCE < times.in_vain < 50
+    times.trial_s = 1.0
+    with model.session() as session:
+        session.generate("a b c", max_new_tokens=40, logit_bias=FEW)
+        assert session.speculation.trials > 2
 
 
 @pytest.mark.parametrize("part", ["verify", "accept"])

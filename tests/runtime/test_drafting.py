@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edge_sdk.drafting import CANDIDATES, LONGEST_MATCH, PromptLookup
 from edge_sdk.errors import ConfigError
 from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, ModelConfig, ParallelSpec
-from edge_sdk.pace import LENGTHS, ROLLBACK_RUN, STALE, WINDOW, Acceptance, StepTimes, gain
+from edge_sdk.pace import AROUND, LENGTHS, ROLLBACK_RUN, SAMPLED, STALE, WINDOW, Acceptance, StepTimes, gain
 from edge_sdk.speculation import check, verifiable
 
 tokens = st.lists(st.integers(0, 3), max_size=60)
@@ -126,6 +126,18 @@ def test_taking_back_and_drafting_cost_too() -> None:
     assert gain(measured(1.0, v2=1.2), rights) == (1, pytest.approx(1.5 / 1.2))
     assert gain(measured(1.0, v2=1.2, **{ROLLBACK_RUN: 0.5}), rights) == (0, 1.0)
     assert gain(measured(1.0, v2=1.2), rights, draft_s=0.3) == (0, 1.0)
+    assert gain(measured(1.0, v2=1.2, **{AROUND: 0.3}), rights) == (0, 1.0)
+
+
+def test_of_the_plain_steps_a_share_is_measured_and_all_are_counted() -> None:
+    times = StepTimes()
+    measured_steps = 0
+    for _ in range(80):
+        if not times.passes():
+            measured_steps += 1
+            times.note(1, 1.0)
+    assert times.steps == 80
+    assert 80 / SAMPLED <= measured_steps <= 80 / SAMPLED + WINDOW
 
 
 def test_a_single_slow_step_does_not_count() -> None:
