@@ -24,9 +24,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command line. Boards may also stand behind options, where argparse takes no more words."""
+    parser = _parser()
+    options, behind = parser.parse_known_args(arguments)
+    if behind and (not hasattr(options, "hosts") or any(word.startswith("-") for word in behind)):
+        parser.error(f"unrecognized arguments: {' '.join(behind)}")
+    if behind:
+        options.hosts += behind
+    return options
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = parse(arguments)
     configure_logging()
     try:
         return int(options.command(options))

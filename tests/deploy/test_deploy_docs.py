@@ -7,8 +7,9 @@ import shlex
 from pathlib import Path
 
 import msgspec
+import pytest
 
-from edge_sdk.cli import _parser
+from edge_sdk.cli import parse
 from edge_sdk.deploy.boards import Board, read_group
 from edge_sdk.deploy.record import BoardSettings
 from places import ROOT
@@ -25,7 +26,17 @@ def test_the_commands_are_ones_that_there_are() -> None:
     lines = re.findall(r"^    edge-sdk (.*)$", PAGE, flags=re.MULTILINE)
     assert [line.split()[0] for line in lines] == ["keys", "sign", "deploy", "slots"]
     for line in lines:
-        assert callable(_parser().parse_args(shlex.split(line)).command)
+        assert callable(parse(shlex.split(line)).command)
+
+
+def test_boards_may_stand_behind_options(capsys: pytest.CaptureFixture[str]) -> None:
+    options = parse(["deploy", "bundle", "a@one", "--install", "b@two", "--store", "/data", "c@three"])
+    assert (options.bundle, options.store) == (Path("bundle"), "/data")
+    assert options.hosts == ["a@one", "b@two", "c@three"]
+    for wrong in (["deploy", "bundle", "--instead", "a@one"], ["run", "bundle", "--prompt", "walk", "twice"]):
+        with pytest.raises(SystemExit):
+            parse(wrong)
+        assert "unrecognized arguments" in capsys.readouterr().err
 
 
 def test_the_settings_are_read() -> None:
