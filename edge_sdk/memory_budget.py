@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import mmap
 import sys
@@ -23,6 +24,9 @@ KEPT_FREE_BYTES = 64 << 20
 
 SPARE_BYTES = 128 << 20
 """What was given back and is kept at most for the next session of the same size."""
+
+HUGE_PAGE = 2 << 20
+"""Bytes, on x86-64, and on Arm where pages are of 4 KiB."""
 
 MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # Python has it since 3.13
 
@@ -159,6 +163,14 @@ class MemoryBudget:
 def reserve_addresses(size: int) -> mmap.mmap:
     """A private anonymous mapping that the kernel need not answer for (mmap(2), MAP_NORESERVE). Raises OSError."""
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+
+
+def ask_for_huge_pages(memory: np.ndarray) -> None:
+    """For the whole huge pages within an array without gaps, where the system gives them (madvise(2)); else nothing."""
+    start = -(-memory.ctypes.data // HUGE_PAGE) * HUGE_PAGE
+    end = (memory.ctypes.data + memory.nbytes) // HUGE_PAGE * HUGE_PAGE
+    if end > start and sys.platform == "linux":
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_HUGEPAGE)
 
 
 def _refusal(size: int, found: str) -> MemoryLimitError:

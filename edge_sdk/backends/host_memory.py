@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edge_sdk.backends import FIRST_CAPACITY, used
-from edge_sdk.memory_budget import MemoryBudget, Piece, reserve_addresses
+from edge_sdk.memory_budget import HUGE_PAGE, MemoryBudget, Piece, ask_for_huge_pages, reserve_addresses
 from edge_sdk.tensor_spec import TensorSpec
 
 CACHE_LINE = 64
@@ -101,9 +101,20 @@ def fill(
             array[...] = content[index] if content else 0
             continue
         if content:
-            array[:, :, :length] = content[index]
+            write_cache(array[:, :, :length], content[index])
         if behind:
             array[:, :, length if content else 0 :] = 0
+
+
+def write_cache(cache: np.ndarray, content: np.ndarray) -> None:
+    """Writes positions (batch, heads, length, ...) of caches that may not have been touched yet.
+
+    Where they fill huge pages these are asked for, so that the kernel is entered once for 2 MiB and not for 4 KiB.
+    """
+    if math.prod(cache.shape[2:]) * cache.itemsize >= 2 * HUGE_PAGE:
+        for batch, head in np.ndindex(cache.shape[:2]):
+            ask_for_huge_pages(cache[batch, head])
+    cache[...] = content
 
 
 def can_map(size: int) -> bool:

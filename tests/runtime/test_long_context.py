@@ -14,10 +14,10 @@ import pytest
 import edge_sdk
 from edge_sdk import Bundle, LanguageModel, memory_budget, prefix_cache
 from edge_sdk.backends import Snapshot, host_memory, ort
-from edge_sdk.backends.host_memory import BLOCK, buffers, can_map, mapped
+from edge_sdk.backends.host_memory import BLOCK, buffers, can_map, fill, mapped
 from edge_sdk.backends.ort import OrtEngine
 from edge_sdk.errors import MemoryLimitError, StateError
-from edge_sdk.memory_budget import KEPT_FREE_BYTES, MemoryBudget
+from edge_sdk.memory_budget import HUGE_PAGE, KEPT_FREE_BYTES, MemoryBudget
 from edge_sdk.model import AttentionSpec, ModelConfig
 from edge_sdk.prefix_cache import PrefixCache
 from edge_sdk.state_file import Conversation, read_state, write_state
@@ -60,6 +60,31 @@ def test_only_what_is_written_takes_memory() -> None:
     assert not key[1, 0, :1000].any()
     del key, scale, backing
     assert read_memory().resident_bytes - before < 8 * MIB
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages")
+def test_long_contents_are_written_to_huge_pages_and_what_follows_is_not() -> None:
+    length = 3 * HUGE_PAGE // 128
+    content = [np.ones((1, 2, length, 64), np.float16), np.full((1, 2, length), 2, np.float32)]
+    caches, _ = mapped(CACHES, MemoryBudget(), 10 * length, np.array([length]))
+    fill(CACHES, caches, content, length, behind=False)
+    assert all((cache[:, :, :length] == one).all() for cache, one in zip(caches, content))
+    for head in caches[0][0]:
+        assert "hg" in flags_at(head[length // 2].ctypes.data)
+        assert "hg" not in flags_at(head[5 * length].ctypes.data)
+
+
+def flags_at(address: int) -> set[str]:
+    """The kernel's flags of the mapping with this address (proc(5), VmFlags)."""
+    found = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if "-" in first:
+            start, end = (int(part, 16) for part in first.split("-"))
+            found = start <= address < end
+        elif found and first == "VmFlags:":
+            return set(rest)
+    raise AssertionError("no mapping has this address")
 
 
 def test_arrays_begin_at_cache_lines_and_do_not_overlap() -> None:
