@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from edge_sdk.control.recording_reader import ExactReader
 from edge_sdk.errors import EdgeError, explain
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rosbags.rosbag2 import Writer
     from rosbags.typesys.store import Typestore
 
-VERSION = 8
+VERSION: Final = 8
 """Of metadata.yaml: from 9 on QoS is in words, which Humble does not read."""
 
 CAPACITY_BYTES = 64 << 20
