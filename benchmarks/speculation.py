@@ -5,7 +5,8 @@
 Bundles are exported with ``--speculation``. The demo's model answers SCAN's commands. Other models' weights may be
 random, so their answers are given: every logit is computed, and the token that is chosen is the given text's. Times
 are the model's then, and how often drafts are right is the text's: records of JSON that are written again with one
-field changed, and prose. Without drafts and with each way to draft in turn, decoding only; medians over all rounds.
+field changed, and prose. Each round has other texts, and with --commands other commands: earlier conversations are
+looked up too. Without drafts and with each way to draft in turn, decoding only; medians over all rounds.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ from edge_sdk.speculator import Counts
 from machine import processor
 
 DOCS = Path(__file__).parents[1] / "docs"
-PROSE, PROMPT = "native.md", "runtime.md"
+PROSE, PROMPT = "deploy.md", "runtime.md"
+PIECE = 1200
+"""Characters of prose in a round."""
+
 COMMANDS = (
     "walk around left thrice and jump around right thrice",
     "look around right thrice after run opposite left twice",
@@ -107,12 +111,15 @@ def answer(model: LanguageModel, command: str, clock: Clock) -> tuple[int, float
         return tokens + 1, clock() - started, session.speculation  # and the end token
 
 
-def commands_of(path: Path | None, count: int) -> list[str]:
-    """So many prompts of a file of pairs, evenly spaced; the fixed ones where no file is given."""
+def commands_of(path: Path | None, count: int, rounds: int) -> list[list[str]]:
+    """By round so many prompts of a file of pairs, none of them twice; the same fixed ones where no file is given."""
     if path is None:
-        return list(COMMANDS)
+        return [list(COMMANDS)] * rounds
     prompts = [json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines()]
-    return prompts[:: max(1, len(prompts) // count)][:count]
+    step = len(prompts) // (count * rounds)
+    if step < 1:
+        raise SystemExit(f"{path}: expected at least {count * rounds} prompts, found {len(prompts)}; ask fewer")
+    return [prompts[start * step :: step * rounds][:count] for start in range(rounds)]
 
 
 def same_answers(ways: dict[Speculation, LanguageModel], commands: Sequence[str]) -> int:
@@ -123,25 +130,26 @@ def same_answers(ways: dict[Speculation, LanguageModel], commands: Sequence[str]
     )
 
 
-def texts() -> Iterator[tuple[str, str, str]]:
-    """Names, prompts and answers."""
-    rng = np.random.default_rng(0)
+def texts(number: int) -> Iterator[tuple[str, str, str]]:
+    """Names, prompts and answers of a round; no other round has the same ones."""
+    rng = np.random.default_rng(number)
     records = [
         {
-            "id": f"crate-{number:03}",
+            "id": f"crate-{index:03}",
             "position_m": [round(float(value), 2) for value in rng.uniform(-5, 5, 3)],
             "mass_kg": round(float(rng.uniform(1, 30)), 1),
             "state": str(rng.choice(["waiting", "moved", "lost"])),
             "fragile": bool(rng.integers(2)),
         }
-        for number in range(12)
+        for index in range(12)
     ]
     changed = [record | {"state": "delivered"} for record in records]
     yield "JSON, records written again", json.dumps(records), json.dumps(changed)
-    new = [record | {"id": f"box-{number * 7 + 11}"} for number, record in enumerate(reversed(records))]
+    new = [record | {"id": f"box-{index * 7 + 11}"} for index, record in enumerate(reversed(records))]
     yield "JSON, records of the same form", json.dumps(records[:2]), json.dumps(new[:-2])
     prose = (DOCS / PROSE).read_text(encoding="utf-8")
-    yield "prose", (DOCS / PROMPT).read_text(encoding="utf-8")[:2000], prose[:3000]
+    piece = slice(number * PIECE, (number + 1) * PIECE)
+    yield "prose", (DOCS / PROMPT).read_text(encoding="utf-8")[:2000], prose[piece]
 
 
 def tokenizer(vocabulary: int) -> Tokenizer:
@@ -158,18 +166,16 @@ def tokenizer(vocabulary: int) -> Tokenizer:
 
 def measure(
     ways: dict[Speculation, LanguageModel],
-    asked: Sequence[str | tuple[list[int], list[int]]],
-    rounds: int,
+    asked: Sequence[Sequence[str | tuple[list[int], list[int]]]],
     clock: Clock,
 ) -> dict[Speculation, Measured]:
-    """Everything that is asked, each way in turn; the first round only warms up."""
-    found: dict[Speculation, Measured] = {way: Measured() for way in ways}
-    for number in range(rounds + 1):
-        if number == 1:
-            found = {way: Measured() for way in ways}
+    """Everything that is asked, by round, each way in turn; the first round only warms up."""
+    for number, questions in enumerate(asked):
+        if number < 2:
+            found: dict[Speculation, Measured] = {way: Measured() for way in ways}
         for measured in found.values():
             measured.seconds.append(0.0)
-        for each in asked:
+        for each in questions:
             for way, model in ways.items():
                 said = answer(model, each, clock) if isinstance(each, str) else replay(model, *each, clock)
                 found[way].add(*said)
@@ -181,7 +187,7 @@ def show(name: str, found: dict[Speculation, Measured]) -> None:
     plain = found["off"]
     for way, each in found.items():
         ratio = median(ours / theirs for ours, theirs in zip(plain.seconds, each.seconds))
-        rate = each.tokens / len(each.seconds) / median(each.seconds)
+        rate = each.tokens / sum(each.seconds)
         counts = each.counts
         drafts = "none | "
         if counts.trials:
@@ -216,17 +222,21 @@ def main() -> None:
     clock = time.thread_time if options.cpu_time else time.perf_counter
     print(f"{processor()}, {options.threads} threads, {options.rounds} rounds\n")
     print("| answers | drafts | tokens/s | tokens per verification | right | times plain |\n|---|---|---|---|---|---|")
-    commands = commands_of(options.commands, options.count)
+    rounds = options.rounds + 1
+    commands = commands_of(options.commands, options.count, rounds)
     for bundle in options.scan:
         ways = load(bundle, options.threads)
-        show(f"{bundle.name}, SCAN", measure(ways, commands, options.rounds, clock))
-        print(f"{bundle.name}: {same_answers(ways, commands)} of {len(commands)} answers equal", file=sys.stderr)
+        show(f"{bundle.name}, SCAN", measure(ways, commands, clock))
+        equal = same_answers(ways, commands[0])
+        print(f"{bundle.name}: {equal} of {len(commands[0])} answers equal", file=sys.stderr)
     for bundle in options.bundle:
         ways = load(bundle, options.threads)
         words = tokenizer(min(4096, ways["off"].config.vocab_size))
-        for name, prompt, text in texts():
-            asked = (words.encode(prompt).ids, words.encode(text).ids[: options.tokens])
-            show(f"{bundle.name}, {name}", measure(ways, [asked], options.rounds, clock))
+        for kinds in zip(*(texts(number) for number in range(rounds))):
+            asked = [
+                [(words.encode(prompt).ids, words.encode(text).ids[: options.tokens])] for _, prompt, text in kinds
+            ]
+            show(f"{bundle.name}, {kinds[0][0]}", measure(ways, asked, clock))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+import threading
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 Kind = tuple[Hashable, ...]
@@ -15,6 +16,10 @@ CANDIDATES = 4
 """Earlier occurrences of the last two tokens that are compared, the latest first."""
 
 
+HISTORY, REMEMBERED = 2048, 512
+"""Tokens of ended conversations that are known, and the last ones of each that are remembered."""
+
+
 class Draft(NamedTuple):
     """Tokens that may come next."""
 
@@ -23,15 +28,16 @@ class Draft(NamedTuple):
     """Of each of them."""
 
 
-_BY_LENGTH: dict[bool | None, list[Kind]] = {
-    foreseen: [("lookup", bits, foreseen) for bits in range(LONGEST_MATCH.bit_length() + 1)]
+_BY_LENGTH: dict[tuple[bool, bool | None], list[Kind]] = {
+    (old, foreseen): [("lookup", bits, old, foreseen) for bits in range(LONGEST_MATCH.bit_length() + 1)]
     for foreseen in (None, False, True)
+    for old in (False, True)
 }
-KINDS: dict[bool | None, list[Kind]] = {
-    foreseen: [kinds[match.bit_length()] for match in range(LONGEST_MATCH + 1)]
-    for foreseen, kinds in _BY_LENGTH.items()
+KINDS: dict[tuple[bool, bool | None], list[Kind]] = {
+    key: [kinds[match.bit_length()] for match in range(LONGEST_MATCH + 1)] for key, kinds in _BY_LENGTH.items()
 }
-"""By whether the token that is copied was foreseen, and by how many tokens before it match; equal ones are the same."""
+"""By whether an earlier conversation is copied, whether the token was foreseen there, and how many tokens before it
+match; equal ones are the same."""
 
 
 class PromptLookup:
@@ -55,12 +61,22 @@ class PromptLookup:
         """By position that of the pair's occurrence before; -1 where there is none."""
         self._foreseen: list[bool | None] = []
         """By position whether what was then expected came; None where nothing was expected."""
+        self._own = 0
+        """Where this conversation begins, behind earlier ones."""
         self._next, self._match = -1, 0
         """Where the token stands that is expected next, and how many tokens before it are the last ones; at most 1
         where the place was kept over one that differed. -1 where none is expected."""
 
     def __len__(self) -> int:
         return len(self._tokens)
+
+    def copy(self) -> PromptLookup:
+        """Another one that knows the same tokens, and expects nothing."""
+        other = PromptLookup()
+        other._tokens, other._latest = self._tokens.copy(), self._latest.copy()
+        other._earlier, other._foreseen = self._earlier.copy(), self._foreseen.copy()
+        other._own = len(self._tokens)
+        return other
 
     def extend(self, token_ids: Iterable[int]) -> None:
         """Adds tokens to the conversation."""
@@ -86,7 +102,8 @@ class PromptLookup:
         while len(tokens) < count:
             tokens, foreseen = (tokens * 2)[:count], (foreseen * 2)[:count]
         matches = range(self._match, self._match + count)  # each token that is right makes it one longer
-        return Draft(tokens, [KINDS[each][min(match, LONGEST_MATCH)] for each, match in zip(foreseen, matches)])
+        old = self._next < self._own
+        return Draft(tokens, [KINDS[old, each][min(match, LONGEST_MATCH)] for each, match in zip(foreseen, matches)])
 
     def _move(self, right: bool) -> None:
         """Finds the place that the end repeats, after a token that was expected or not."""
@@ -105,7 +122,7 @@ class PromptLookup:
         end = len(tokens) - 1
         candidate = self._earlier[end]
         for _ in range(CANDIDATES):
-            if candidate < 1:
+            if candidate < 1 or (best[1] and candidate < self._own):
                 break
             length, limit = 2, min(LONGEST_MATCH, candidate + 1)
             while length < limit and tokens[candidate - length] == tokens[end - length]:
@@ -116,3 +133,28 @@ class PromptLookup:
                 break
             candidate = self._earlier[candidate]
         return best
+
+
+class History:
+    """The ends of ended conversations, which new ones may repeat (as SuffixDecoding: arXiv 2411.04975)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._said: list[int] = []
+        self._lookup = PromptLookup()
+        """Of all of it."""
+
+    def add(self, token_ids: Sequence[int]) -> None:
+        """A conversation of these tokens ended. Of more than HISTORY tokens the older half is forgotten."""
+        with self._lock:
+            new = token_ids[-REMEMBERED:]
+            self._said += new
+            if len(self._said) > HISTORY:
+                self._said = new = self._said[-HISTORY // 2 :]
+                self._lookup = PromptLookup()
+            self._lookup.extend(new)
+
+    def lookup(self) -> PromptLookup:
+        """For a conversation that begins."""
+        with self._lock:
+            return self._lookup.copy()

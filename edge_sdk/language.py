@@ -13,6 +13,7 @@ import numpy as np
 from edge_sdk.answer import Completion
 from edge_sdk.backends import Engine, States, choose_engine
 from edge_sdk.bundle import Bundle
+from edge_sdk.drafting import History
 from edge_sdk.errors import BundleError, ImageError, explain
 from edge_sdk.model import ModelConfig
 from edge_sdk.options import Options
@@ -56,7 +57,7 @@ class LanguageModel:
         self.sight = None if self.config.vision is None else Sight(self.config.vision, engine, self.codec)
         """How it sees; None where it reads text only."""
         self.prompts = PromptCodec(self.codec, self.sight, self.config.vocab_size)
-        self._speculation, self._acceptance = speculation, Acceptance()
+        self._speculation, self._acceptance, self._history = speculation, Acceptance(), History()
 
     def session(
         self, max_context: int | None = None, template: Mapping[str, Any] | None = None, *, priority: int = 0
@@ -76,7 +77,7 @@ class LanguageModel:
         """What drafts tokens for one session; None where nothing does."""
         if self.engine.times is None or self._speculation == "off":
             return None
-        return Speculator(self.steps, self.engine.times, self._acceptance, self._speculation)
+        return Speculator(self.steps, self.engine.times, self._acceptance, self._history, self._speculation)
 
     @cached_property
     def grammars(self) -> GrammarCompiler:

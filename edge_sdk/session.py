@@ -96,7 +96,7 @@ class Session:
         if self._states is not None:
             self.model.steps.forget(self._states)
         if self._speculator is not None:
-            self._speculator.forget()
+            self._speculator.forget(self.everything)
         self._states, self._tokens, self._pending = None, [], []
 
     @property

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from edge_sdk.backends import States
-from edge_sdk.drafting import Draft, Kind, PromptLookup
+from edge_sdk.drafting import Draft, History, Kind, PromptLookup
 from edge_sdk.pace import AROUND, HEAD, LENGTHS, Acceptance, StepTimes, gain
 from edge_sdk.speculation import Speculation
 
@@ -66,15 +66,23 @@ class Speculator:
     """Drafts for one session and remembers the trial that runs."""
 
     def __init__(
-        self, steps: Direct | Scheduler, times: StepTimes, general: Acceptance, speculation: Speculation
+        self,
+        steps: Direct | Scheduler,
+        times: StepTimes,
+        general: Acceptance,
+        history: History,
+        speculation: Speculation,
     ) -> None:
-        """``times``, ``general``: what steps take and how often drafts are right, of all sessions."""
+        """Of all sessions: what steps take, how often drafts are right in ``general``, and what was said."""
         self.counts = Counts()
         self._steps, self._times, self._speculation = steps, times, speculation
         self._acceptance = Acceptance(general)
         self._uses_head = speculation != "lookup" and steps.engine.has_head
-        self._lookup = PromptLookup()
-        """What was said."""
+        self._history = history
+        self._lookup: PromptLookup | None = None
+        """What was said, in earlier conversations and in this one; None before the first look."""
+        self._earlier = 0
+        """Its tokens of earlier conversations."""
         self._trial: _Trial | None = None
         self._said = 0
         """How many of the trial's tokens were said; the states do not hold them before it is settled."""
@@ -85,10 +93,11 @@ class Speculator:
         self._guesses: list[tuple[Kind, int]] = []
         """Drafted tokens that were not verified: what becomes of them is seen all the same."""
 
-    def forget(self) -> None:
-        """The conversation begins anew."""
-        self._trial, self._said, self._guesses = None, 0, []
-        self._lookup = PromptLookup()
+    def forget(self, tokens: Sequence[int]) -> None:
+        """The conversation of these tokens ended, and another one begins."""
+        self._trial, self._said, self._guesses, self._lookup = None, 0, [], None
+        if self._speculation != "head":
+            self._history.add(tokens)
 
     def settle(self, states: States) -> None:
         """Ends the trial: the states hold what was said of it. For who uses the states otherwise."""
@@ -136,9 +145,8 @@ class Speculator:
 
         None where no draft is worth it. ``room``: how many tokens may still be chosen. The states must be settled.
         """
-        if self._speculation != "head" and len(self._lookup) <= len(tokens):
-            self._lookup.extend(tokens[len(self._lookup) :])
-            self._lookup.extend([token])
+        if self._speculation != "head":
+            self._look_up(tokens, token)
         if room < 2 or self._times.plain is None or not self._steps.alone():
             return None
         started, engine_s = time.thread_time(), self._times.engine_s
@@ -154,6 +162,16 @@ class Speculator:
         self._around_s = self._besides(started, engine_s)
         first: np.ndarray = logits[0]
         return first
+
+    def _look_up(self, tokens: Sequence[int], token: int) -> None:
+        """Adds to what was said the conversation's tokens and the chosen one, as far as they are not known yet."""
+        if self._lookup is None:
+            self._lookup = self._history.lookup()
+            self._earlier = len(self._lookup)
+        known = len(self._lookup) - self._earlier
+        if known <= len(tokens):
+            self._lookup.extend(tokens[known:])
+            self._lookup.extend([token])
 
     def _besides(self, started: float, engine_s: float) -> float:
         """Seconds of this thread since then, without those of the engine."""
@@ -190,7 +208,7 @@ class Speculator:
 
     def _drafts(self, constraint: Constraint | None, most: int) -> list[Draft]:
         """Those that need no model."""
-        drafts = [] if self._speculation == "head" else [self._lookup.draft(most)]
+        drafts = [] if self._lookup is None else [self._lookup.draft(most)]
         if constraint is not None:
             forced = constraint.forced()[:most]
             drafts.append(Draft(forced, [("forced", 0)] * len(forced)))

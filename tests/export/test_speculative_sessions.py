@@ -295,6 +295,18 @@ def test_where_no_draft_is_worth_it_it_is_seldom_looked_for(bundle: Bundle) -> N
         assert session.speculation.trials > 2
 
 
+def test_what_was_said_before_is_drafted_in_another_session(bundle: Bundle) -> None:
+    model, said = drafting(bundle, "lookup"), []
+    for _ in range(2):
+        with model.session() as session:
+            answer = session.generate("a b c", max_new_tokens=40, temperature=1.0, seed=3)
+            said.append((answer.token_ids, session.speculation))
+    assert said[0][0] == said[1][0]
+    assert said[0][1].accepted < 10
+    assert said[1][1].accepted > 30
+    assert said[1][1].trials < 6
+
+
 @pytest.mark.parametrize("part", ["verify", "accept"])
 def test_a_failed_trial_takes_only_its_own_session_along(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, part: str

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sdk.drafting import CANDIDATES, LONGEST_MATCH, PromptLookup
+from edge_sdk.drafting import CANDIDATES, HISTORY, LONGEST_MATCH, REMEMBERED, History, PromptLookup
 from edge_sdk.errors import ConfigError
 from edge_sdk.model import AttentionSpec, LayerSpec, Mamba2Spec, ModelConfig, ParallelSpec
 from edge_sdk.pace import AROUND, LENGTHS, ROLLBACK_RUN, SAMPLED, STALE, WINDOW, Acceptance, StepTimes, gain
@@ -92,6 +92,33 @@ def test_what_was_foreseen_is_another_kind_than_what_was_not() -> None:
     first = PromptLookup()
     first.extend([1, 2, 3, 1, 2])
     assert first.draft(1).kinds[0][-1] is None
+
+
+def test_earlier_conversations_are_looked_up_behind_this_one() -> None:
+    history = History()
+    history.add([1, 2, 3, 4])
+    first, second = history.lookup(), history.lookup()
+    first.extend([1, 2])
+    assert first.draft(2).tokens == [3, 4]
+    earlier = first.draft(1).kinds[0]
+    first.extend([7, 1, 2])
+    assert first.draft(2).tokens == [7, 1]  # what this one said, though the other comes with a longer match
+    assert first.draft(1).kinds[0] != earlier
+    second.extend([9])
+    assert not second.draft(4).tokens
+
+
+def test_of_earlier_conversations_the_last_ends_are_known() -> None:
+    history = History()
+    for number in range(20):
+        history.add(list(range(1000 * number, 1000 * number + REMEMBERED + 100)))
+        assert len(history.lookup()) <= HISTORY
+    lookup = history.lookup()
+    lookup.extend([19_100, 19_101])
+    assert lookup.draft(1).tokens == [19_102]
+    lookup = history.lookup()
+    lookup.extend([19_000, 19_001])  # not of the end
+    assert not lookup.draft(1).tokens
 
 
 def measured(plain: float, **others: float) -> StepTimes:
