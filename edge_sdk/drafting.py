@@ -15,7 +15,6 @@ LONGEST_MATCH = 16
 CANDIDATES = 4
 """Earlier occurrences of the last two tokens that are compared, the latest first."""
 
-
 HISTORY, REMEMBERED = 2048, 512
 """Tokens of ended conversations that are known, and the last ones of each that are remembered."""
 
@@ -54,7 +53,8 @@ class PromptLookup:
     """
 
     def __init__(self) -> None:
-        self._tokens: list[int] = []
+        self.tokens: list[int] = []
+        """All that is known, those of earlier conversations first."""
         self._latest: dict[tuple[int, int], int] = {}
         """By pair the position of its second token."""
         self._earlier: list[int] = []
@@ -68,19 +68,20 @@ class PromptLookup:
         where the place was kept over one that differed. -1 where none is expected."""
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        """Tokens of this conversation."""
+        return len(self.tokens) - self._own
 
     def copy(self) -> PromptLookup:
         """Another one that knows the same tokens, and expects nothing."""
         other = PromptLookup()
-        other._tokens, other._latest = self._tokens.copy(), self._latest.copy()
+        other.tokens, other._latest = self.tokens.copy(), self._latest.copy()
         other._earlier, other._foreseen = self._earlier.copy(), self._foreseen.copy()
-        other._own = len(self._tokens)
+        other._own = len(self.tokens)
         return other
 
     def extend(self, token_ids: Iterable[int]) -> None:
         """Adds tokens to the conversation."""
-        tokens, latest, earlier = self._tokens, self._latest, self._earlier
+        tokens, latest, earlier = self.tokens, self._latest, self._earlier
         for token in token_ids:
             pair = (tokens[-1] if tokens else -1, token)
             earlier.append(latest.get(pair, -1))
@@ -98,7 +99,7 @@ class PromptLookup:
         if self._next < 0:
             return Draft([], [])
         places = slice(self._next, self._next + count)
-        tokens, foreseen = self._tokens[places], self._foreseen[places]
+        tokens, foreseen = self.tokens[places], self._foreseen[places]
         while len(tokens) < count:
             tokens, foreseen = (tokens * 2)[:count], (foreseen * 2)[:count]
         matches = range(self._match, self._match + count)  # each token that is right makes it one longer
@@ -118,7 +119,7 @@ class PromptLookup:
 
     def _longest_match(self) -> tuple[int, int]:
         """Where the last two tokens, or more, occurred before, by the position of the last one, and how many did."""
-        tokens, best = self._tokens, (-1, 0)
+        tokens, best = self.tokens, (-1, 0)
         end = len(tokens) - 1
         candidate = self._earlier[end]
         for _ in range(CANDIDATES):
@@ -139,18 +140,14 @@ class History:
     """The ends of ended conversations, which new ones may repeat (as SuffixDecoding: arXiv 2411.04975)."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._said: list[int] = []
-        self._lookup = PromptLookup()
-        """Of all of it."""
+        self._lock, self._lookup = threading.Lock(), PromptLookup()
 
     def add(self, token_ids: Sequence[int]) -> None:
         """A conversation of these tokens ended. Of more than HISTORY tokens the older half is forgotten."""
         with self._lock:
             new = token_ids[-REMEMBERED:]
-            self._said += new
-            if len(self._said) > HISTORY:
-                self._said = new = self._said[-HISTORY // 2 :]
+            if len(self._lookup) + len(new) > HISTORY:
+                new = [*self._lookup.tokens, *new][-HISTORY // 2 :]
                 self._lookup = PromptLookup()
             self._lookup.extend(new)
 

@@ -73,16 +73,14 @@ class Speculator:
         history: History,
         speculation: Speculation,
     ) -> None:
-        """Of all sessions: what steps take, how often drafts are right in ``general``, and what was said."""
+        """Of all sessions: the ``times`` of steps, how often drafts are right (``general``), and what was said."""
         self.counts = Counts()
-        self._steps, self._times, self._speculation = steps, times, speculation
+        self._steps, self._times, self._history = steps, times, history
         self._acceptance = Acceptance(general)
+        self._looks_up = speculation != "head"
         self._uses_head = speculation != "lookup" and steps.engine.has_head
-        self._history = history
         self._lookup: PromptLookup | None = None
         """What was said, in earlier conversations and in this one; None before the first look."""
-        self._earlier = 0
-        """Its tokens of earlier conversations."""
         self._trial: _Trial | None = None
         self._said = 0
         """How many of the trial's tokens were said; the states do not hold them before it is settled."""
@@ -96,7 +94,7 @@ class Speculator:
     def forget(self, tokens: Sequence[int]) -> None:
         """The conversation of these tokens ended, and another one begins."""
         self._trial, self._said, self._guesses, self._lookup = None, 0, [], None
-        if self._speculation != "head":
+        if self._looks_up:
             self._history.add(tokens)
 
     def settle(self, states: States) -> None:
@@ -145,7 +143,7 @@ class Speculator:
 
         None where no draft is worth it. ``room``: how many tokens may still be chosen. The states must be settled.
         """
-        if self._speculation != "head":
+        if self._looks_up:
             self._look_up(tokens, token)
         if room < 2 or self._times.plain is None or not self._steps.alone():
             return None
@@ -167,10 +165,8 @@ class Speculator:
         """Adds to what was said the conversation's tokens and the chosen one, as far as they are not known yet."""
         if self._lookup is None:
             self._lookup = self._history.lookup()
-            self._earlier = len(self._lookup)
-        known = len(self._lookup) - self._earlier
-        if known <= len(tokens):
-            self._lookup.extend(tokens[known:])
+        if len(self._lookup) <= len(tokens):
+            self._lookup.extend(tokens[len(self._lookup) :])
             self._lookup.extend([token])
 
     def _besides(self, started: float, engine_s: float) -> float:

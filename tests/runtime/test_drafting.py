@@ -112,7 +112,7 @@ def test_of_earlier_conversations_the_last_ends_are_known() -> None:
     history = History()
     for number in range(20):
         history.add(list(range(1000 * number, 1000 * number + REMEMBERED + 100)))
-        assert len(history.lookup()) <= HISTORY
+        assert len(history.lookup().tokens) <= HISTORY
     lookup = history.lookup()
     lookup.extend([19_100, 19_101])
     assert lookup.draft(1).tokens == [19_102]
