@@ -6,14 +6,17 @@
 Three tasks: SCAN's simple and length splits (from its grammar, samples/scan_rover/scan.py), and a byte-level language
 model over the documentation in Debian's perl-modules and the licences in base-files. The student's shape is searched
 under a budget of a quarter of the teacher's parameters. Distilled and from-scratch students see the same batches; of
-the text they see a small share, as a model distilled in practice sees little of what its teacher has read.
+the text they see a small share, as a model distilled in practice sees little of what its teacher has read. On the
+length split the distilled student's batches also hold the teacher's answers to prompts outside SCAN's grammar.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
+import random
 import re
 import statistics
 import sys
@@ -23,14 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 
 from edge_export.budget import Budget
 from edge_export.checkpoint import load_model, save_model
 from edge_export.data import Batch, Batches, Sample, collate
 from edge_export.distil import DistilLoss, DistilSchedule
-from edge_export.documents import Pair, cut, tokenize
-from edge_export.evaluate import exact_match
+from edge_export.documents import Pair, cut, read_pairs, tokenize
+from edge_export.evaluate import TorchEngine, exact_match
 from edge_export.families import nemotron_h
 from edge_export.lessons import TokenLessons
 from edge_export.search import zero_shot_loss
@@ -39,16 +43,29 @@ from edge_export.teacher import stored_teacher
 from edge_export.torch_model import HybridLM
 from edge_export.training import Schedule, Trainer, cross_entropy
 from edge_sdk.files import new_file
+from edge_sdk.language import greedy_batch
 from edge_sdk.text import TextCodec
 
 ROVER = Path(__file__).resolve().parent.parent / "samples" / "scan_rover"
 sys.path.insert(0, str(ROVER))
 import scan  # noqa: E402
 
+CODEC = TextCodec(ROVER / "teacher")
+
 SHARE = 0.25
 """Of the teacher's parameters."""
 
 CANDIDATES = 48
+
+WIDER_PROMPTS = 32_000
+"""Outside SCAN's grammar, for the teacher to answer: about two for each pair of the length split's training set."""
+
+ANSWER_LENGTH = 60
+"""Tokens within which an answer of the teacher has to end; SCAN's longest has 48 actions."""
+
+ANSWER_BATCH = 512
+"""Prompts that are answered at once."""
+
 TEXT_LENGTH = 256
 """Bytes of a sample of the language model."""
 
@@ -91,28 +108,81 @@ class Task:
     unit: str
     teacher: Callable[[Path], HybridLM]
     schedule: DistilSchedule
-    """Of distillation, and but for the rate of training from scratch."""
+    """Of distillation, and but for the steps and the rate of training from scratch."""
+    scratch_steps: int
+    """From scratch: with ``prompts`` fewer, so that both students see as many samples of ``train``."""
     scratch_rate: float = 3e-3
     """Learning rate from scratch, which takes larger steps than one that starts from the teacher's weights."""
+    prompts: Sequence[str] = ()
+    """Without answers: those of the teacher are learnt in distillation, besides ``train``."""
 
 
-def scan_task(split: str, steps: int) -> Task:
+def scan_task(split: str) -> Task:
     """Commands to actions; exact match over all held-out commands."""
     train, test = scan.simple_split() if split == "simple" else scan.length_split()
-    codec = TextCodec(ROVER / "teacher")
-    samples, held_out = (tokenize([Pair(*pair) for pair in pairs], codec, end=2) for pairs in (train, test))
+    samples, held_out = (tokenize([Pair(*pair) for pair in pairs], CODEC, end=2) for pairs in (train, test))
+    schedule = DistilSchedule(
+        steps=4000, batch_size=64, learning_rate=1e-3, weight_decay=0.1, average_decay=0.99, top_k=32
+    )
+    if split == "simple":
+        return Task(
+            samples, held_out, exact_match, "exact match", lambda _: load_model(ROVER / "teacher"), schedule, 4000
+        )
 
     def teacher(folder: Path) -> HybridLM:
-        if split == "simple":
-            return load_model(ROVER / "teacher")
         model = HybridLM(load_model(ROVER / "teacher").config)
-        schedule = Schedule(steps=1600, weight_decay=0.1, average_decay=0.99)
-        return trained(model, samples, schedule, folder)
+        alone = Schedule(steps=1600, weight_decay=0.1, average_decay=0.99)
+        return trained(model, samples, alone, folder)
 
-    schedule = DistilSchedule(
-        steps=steps, batch_size=64, learning_rate=1e-3, weight_decay=0.1, average_decay=0.99, top_k=32
-    )
-    return Task(samples, held_out, exact_match, "exact match", teacher, schedule)
+    schedule = msgspec.structs.replace(schedule, steps=4600, learning_rate=2e-3)
+    prompts = wider_prompts(WIDER_PROMPTS)
+    return Task(samples, held_out, exact_match, "exact match", teacher, schedule, 1600, prompts=prompts)
+
+
+def wider_prompts(count: int, seed: int = 0) -> list[str]:
+    """Commands outside SCAN's grammar, each once: of two or three parts (:func:`_wider_part`).
+
+    None holds a command of the length split's test, not even as some of its words in a row.
+    """
+    rng, found = random.Random(seed), dict[str, None]()
+    known, held_out = set(scan.commands()), {command for command, _ in scan.length_split()[1]}
+    while len(found) < count:
+        words = _wider_part(rng)
+        for _ in range(rng.choice((1, 1, 2))):
+            words += [rng.choice(("and", "after")), *_wider_part(rng)]
+        spans = itertools.combinations(range(len(words) + 1), 2)
+        if " ".join(words) not in known and not any(" ".join(words[slice(*span)]) in held_out for span in spans):
+            found[" ".join(words)] = None
+    return list(found)
+
+
+def _wider_part(rng: random.Random) -> list[str]:
+    """One part of a command, long ones more often than short: the side may be left out, and a repeat be repeated."""
+    words = [rng.choice((*scan.PRIMITIVES, "turn")), rng.choice(("", *2 * ("opposite",), *3 * ("around",)))]
+    words.append(rng.choice(("", *4 * tuple(scan.TURNS))))
+    words += [rng.choice(("twice", "thrice")) for _ in range(rng.choice((0, 1, 1, 1, 2, 2)))]
+    return [word for word in words if word]
+
+
+def answered(teacher: HybridLM, prompts: Sequence[str], path: Path) -> list[Sample]:
+    """Prompts with what the teacher answers greedily, kept in a file; those whose answers do not end are left out."""
+    if not prompts:
+        return []
+    if not path.exists():
+        engine, ends = TorchEngine(teacher), teacher.config.eos_token_ids
+        by_length: dict[int, list[str]] = {}
+        for prompt in prompts:
+            by_length.setdefault(len(CODEC.encode_prompt(prompt)), []).append(prompt)
+        pairs: list[tuple[str, str]] = []
+        for group in by_length.values():
+            for start in range(0, len(group), ANSWER_BATCH):
+                part = group[start : start + ANSWER_BATCH]
+                ids = np.array([CODEC.encode_prompt(prompt) for prompt in part])
+                rows = greedy_batch(engine, ids, ANSWER_LENGTH, ends)
+                pairs += [(prompt, CODEC.decode(row)) for prompt, row in zip(part, rows) if len(row) < ANSWER_LENGTH]
+        with new_file(path) as new:
+            scan.write_pairs(new, pairs)
+    return tokenize(read_pairs(path), CODEC, end=2)
 
 
 def bytes_task() -> Task:
@@ -128,7 +198,7 @@ def bytes_task() -> Task:
         return trained(HybridLM(nemotron_h.parse_config(dict(BYTES_MODEL))), train, schedule, folder)
 
     schedule = DistilSchedule(steps=1500, batch_size=16, learning_rate=4e-3, average_decay=0.99, top_k=32)
-    return Task(few, test, bits_per_byte, "bits per byte", teacher, schedule)
+    return Task(few, test, bits_per_byte, "bits per byte", teacher, schedule, 1500)
 
 
 def samples_of(texts: Sequence[Sequence[int]]) -> list[Sample]:
@@ -161,8 +231,8 @@ def grouped(samples: Sequence[Sample]) -> list[Batch]:
 
 
 TASKS: dict[str, Callable[[], Task]] = {
-    "scan-simple": lambda: scan_task("simple", steps=4000),
-    "scan-length": lambda: scan_task("length", steps=1600),
+    "scan-simple": lambda: scan_task("simple"),
+    "scan-length": lambda: scan_task("length"),
     "bytes": bytes_task,
 }
 
@@ -183,9 +253,10 @@ def run(task: Task, folder: Path, seeds: Sequence[int]) -> None:
     teacher = load_model(checkpoint).eval()
     scores.add("teacher", 0, teacher)
     schedule = task.schedule
+    lessons = [*task.train, *answered(teacher, task.prompts, folder / "answers.jsonl")]
     answers = stored_teacher(
         checkpoint,
-        task.train,
+        lessons,
         folder / "logits",
         top_k=schedule.top_k,
         temperature=schedule.temperature,
@@ -195,11 +266,11 @@ def run(task: Task, folder: Path, seeds: Sequence[int]) -> None:
         schedule = msgspec.structs.replace(schedule, seed=seed)
         pruned = quarter(teacher, task, folder / f"student-{seed}", seed)
         scores.add("pruned", seed, pruned)
-        batches, loss = Batches(task.train, schedule.batch_size, seed), DistilLoss(answers, schedule)
+        batches, loss = Batches(lessons, schedule.batch_size, seed), DistilLoss(answers, schedule)
         Trainer(pruned, batches, schedule, folder / f"distilled-{seed}", loss, "distilled").run()
         scores.add("distilled", seed, pruned)
         scratch = HybridLM(pruned.config)
-        alone = msgspec.structs.replace(schedule, learning_rate=task.scratch_rate)
+        alone = msgspec.structs.replace(schedule, steps=task.scratch_steps, learning_rate=task.scratch_rate)
         trained(scratch, task.train, alone, folder / f"scratch-{seed}")
         scores.add("scratch", seed, scratch)
 

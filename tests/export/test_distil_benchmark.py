@@ -1,8 +1,9 @@
-"""The table of ``benchmarks/distil.py``: shares and spreads, on scores that one can add up by hand."""
+"""``benchmarks/distil.py``: its table on scores that one can add up by hand, and its prompts beside SCAN's test."""
 
 from __future__ import annotations
 
-from distil import table
+import scan
+from distil import table, wider_prompts
 
 
 def rows(unit: float, **scores: list[float]) -> list[dict[str, object]]:
@@ -27,3 +28,12 @@ def test_of_bits_per_byte_the_share_of_the_gap_is_shown_seed_by_seed() -> None:
     distilled = table("bytes", scores).splitlines()[4]
     assert distilled == "| pruned and distilled | 3 | 1,000 | 2.333 (2.100 to 2.500) | 67.5 % (60.0 % to 75.0 %) |"
     assert table("bytes", scores).splitlines()[5].endswith("| 3.500 (3.000 to 4.000) |  |")
+
+
+def test_prompts_for_the_teacher_hold_no_command_of_the_test() -> None:
+    prompts = wider_prompts(200)
+    assert len(set(prompts)) == 200
+    assert prompts == wider_prompts(300)[:200]
+    known, held_out = set(scan.commands()), [command for command, _ in scan.length_split()[1]]
+    assert not known.intersection(prompts)
+    assert not [prompt for prompt in prompts if any(f" {command} " in f" {prompt} " for command in held_out)]
