@@ -58,7 +58,7 @@ class Work:
 
 def works() -> dict[str, Work]:
     """By name."""
-    made = {"SCAN's pairs": Work(read_config(ROVER / "teacher"), scan_task("simple", steps=1).train, 64)}
+    made = {"SCAN's pairs": Work(read_config(ROVER / "teacher"), scan_task("simple").train, 64)}
     texts = [text.encode() for text in read_texts()]
     paragraphs = [part for text in texts for part in text.split(b"\n\n") if part.strip()]
     config = nemotron_h.parse_config(dict(BYTES_MODEL))
