@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 
 from edge_export.budget import Budget
@@ -34,7 +33,7 @@ from edge_export.checkpoint import load_model, save_model
 from edge_export.data import Batch, Batches, Sample, collate
 from edge_export.distil import DistilLoss, DistilSchedule
 from edge_export.documents import Pair, cut, read_pairs, tokenize
-from edge_export.evaluate import TorchEngine, exact_match
+from edge_export.evaluate import exact_match, greedy_answers
 from edge_export.families import nemotron_h
 from edge_export.lessons import TokenLessons
 from edge_export.search import zero_shot_loss
@@ -43,7 +42,6 @@ from edge_export.teacher import stored_teacher
 from edge_export.torch_model import HybridLM
 from edge_export.training import Schedule, Trainer, cross_entropy
 from edge_sdk.files import new_file
-from edge_sdk.language import greedy_batch
 from edge_sdk.text import TextCodec
 
 ROVER = Path(__file__).resolve().parent.parent / "samples" / "scan_rover"
@@ -62,9 +60,6 @@ WIDER_PROMPTS = 32_000
 
 ANSWER_LENGTH = 60
 """Tokens within which an answer of the teacher has to end; SCAN's longest has 48 actions."""
-
-ANSWER_BATCH = 512
-"""Prompts that are answered at once."""
 
 TEXT_LENGTH = 256
 """Bytes of a sample of the language model."""
@@ -169,17 +164,9 @@ def answered(teacher: HybridLM, prompts: Sequence[str], path: Path) -> list[Samp
     if not prompts:
         return []
     if not path.exists():
-        engine, ends = TorchEngine(teacher), teacher.config.eos_token_ids
-        by_length: dict[int, list[str]] = {}
-        for prompt in prompts:
-            by_length.setdefault(len(CODEC.encode_prompt(prompt)), []).append(prompt)
-        pairs: list[tuple[str, str]] = []
-        for group in by_length.values():
-            for start in range(0, len(group), ANSWER_BATCH):
-                part = group[start : start + ANSWER_BATCH]
-                ids = np.array([CODEC.encode_prompt(prompt) for prompt in part])
-                rows = greedy_batch(engine, ids, ANSWER_LENGTH, ends)
-                pairs += [(prompt, CODEC.decode(row)) for prompt, row in zip(part, rows) if len(row) < ANSWER_LENGTH]
+        ids = [CODEC.encode_prompt(prompt) for prompt in prompts]
+        rows = greedy_answers(teacher, ids, [ANSWER_LENGTH] * len(ids))
+        pairs = [(prompt, CODEC.decode(row)) for prompt, row in zip(prompts, rows) if len(row) < ANSWER_LENGTH]
         with new_file(path) as new:
             scan.write_pairs(new, pairs)
     return tokenize(read_pairs(path), CODEC, end=2)

@@ -60,6 +60,8 @@ class _Trial(NamedTuple):
     """Of the drafted ones."""
     logits: np.ndarray
     """After each of them, (tokens, vocab) float32."""
+    around_s: float
+    """What it took to begin besides the engine's time."""
 
 
 class Speculator:
@@ -84,8 +86,6 @@ class Speculator:
         self._trial: _Trial | None = None
         self._said = 0
         """How many of the trial's tokens were said; the states do not hold them before it is settled."""
-        self._around_s = 0.0
-        """What the trial took besides the engine's time, of this thread."""
         self._rest = 0
         """Tokens to be passed over before the next look for a draft."""
         self._guesses: list[tuple[Kind, int]] = []
@@ -102,10 +102,10 @@ class Speculator:
         if self._trial is None:
             return
         started, engine_s = time.thread_time(), self._times.engine_s
-        self._trial, said = None, self._said
+        begun_s, self._trial = self._trial.around_s, None
         with self._steps.exclusive():
-            self._steps.engine.accept(self._steps.at_home(states), np.array([said]))
-        self._times.note(AROUND, self._around_s + self._besides(started, engine_s))
+            self._steps.engine.accept(self._steps.at_home(states), np.array([self._said]))
+        self._times.note(AROUND, begun_s + self._besides(started, engine_s))
 
     def chose(self, token: int) -> None:
         """A token was chosen, be it the end: what was drafted in its place was right or not."""
@@ -154,10 +154,9 @@ class Speculator:
         ids = [token, *draft.tokens]
         with self._steps.exclusive():
             (logits,) = self._steps.engine.verify(np.array([ids]), self._steps.at_home(states))
-        self._trial, self._said = _Trial(ids, draft.kinds, logits), 1
         self.counts.drafted += len(draft.tokens)
         self.counts.trials += 1
-        self._around_s = self._besides(started, engine_s)
+        self._trial, self._said = _Trial(ids, draft.kinds, logits, self._besides(started, engine_s)), 1
         first: np.ndarray = logits[0]
         return first
 

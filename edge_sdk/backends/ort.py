@@ -12,7 +12,7 @@ import numpy as np
 
 from edge_plugins import missing_reason, native_library
 from edge_sdk.backends import FIRST_CAPACITY, Engine, RowStates, Snapshot, States, Wanted, capacity_for, used
-from edge_sdk.backends.host_memory import Backing, buffers, can_map, fill, mapped, write_cache, zeros
+from edge_sdk.backends.host_memory import Backing, buffers, can_map, fill, mapped, zeros
 from edge_sdk.backends.ort_bindings import Bindings
 from edge_sdk.backends.ort_device import DeviceBuffers, HostBuffers, check_providers, providers_for
 from edge_sdk.backends.ort_vision import EmbeddingSessions
@@ -136,11 +136,7 @@ class OrtStates(RowStates):
     def fill(self, content: Sequence[np.ndarray], length: int) -> None:
         """Takes a single row's states of so many positions, for which there is room."""
         arrays = self.engine.place.arrays(self.sets[self.turn])
-        for spec, mine, theirs in zip(self.specs, used(self.specs, arrays, length), content):
-            if "capacity" in spec.shape:
-                write_cache(mine, theirs)
-            else:
-                mine[...] = theirs
+        fill(self.specs, arrays, content, length, behind=False)
         self.past_length[:] = length
 
     def advance(self, length: int) -> None:

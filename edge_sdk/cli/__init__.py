@@ -28,9 +28,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of a command line. Boards may also stand behind options, where argparse takes no more words."""
     parser = _parser()
     options, behind = parser.parse_known_args(arguments)
-    if behind and (not hasattr(options, "hosts") or any(word.startswith("-") for word in behind)):
-        parser.error(f"unrecognized arguments: {' '.join(behind)}")
     if behind:
+        if not hasattr(options, "hosts") or any(word.startswith("-") for word in behind):
+            parser.error(f"unrecognized arguments: {' '.join(behind)}")
         options.hosts += behind
     return options
 

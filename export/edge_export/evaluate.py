@@ -76,18 +76,30 @@ class TorchEngine(Engine):
         return found.numpy()
 
 
-def exact_match(model: HybridLM, samples: Sequence[Sample]) -> float:
-    """Share of samples whose completion the model generates greedily, token for token."""
+def greedy_answers(model: HybridLM, prompts: Sequence[Sequence[int]], budgets: Sequence[int]) -> list[list[int]]:
+    """Greedy continuations of prompts, each cut before its first end token and of at most its budget of tokens.
+
+    Prompts of equal length run side by side, those with small budgets first.
+    """
     engine, ends = TorchEngine(model), model.config.eos_token_ids
-    by_length: dict[int, list[Sample]] = {}
-    for sample in sorted(samples, key=lambda sample: len(sample.ids)):
-        by_length.setdefault(sample.prompt_length, []).append(sample)
-    right = 0
-    for length, group in by_length.items():
+    by_length: dict[int, list[int]] = {}
+    for index in sorted(range(len(prompts)), key=budgets.__getitem__):
+        by_length.setdefault(len(prompts[index]), []).append(index)
+    answers: list[list[int]] = [[] for _ in prompts]
+    for group in by_length.values():
         for start in range(0, len(group), BATCH):
             part = group[start : start + BATCH]
-            prompts = np.array([sample.ids[:length] for sample in part])
-            budget = max(len(sample.ids) for sample in part) - length
-            rows = greedy_batch(engine, prompts, budget, ends)
-            right += sum(row == list(sample.ids[length:-1]) for row, sample in zip(rows, part))
+            ids = np.array([prompts[index] for index in part])
+            rows = greedy_batch(engine, ids, max(budgets[index] for index in part), ends)
+            for index, row in zip(part, rows):
+                answers[index] = row[: budgets[index]]
+    return answers
+
+
+def exact_match(model: HybridLM, samples: Sequence[Sample]) -> float:
+    """Share of samples whose completion the model generates greedily, token for token."""
+    prompts = [sample.ids[: sample.prompt_length] for sample in samples]
+    budgets = [len(sample.ids) - sample.prompt_length for sample in samples]
+    answers = greedy_answers(model, prompts, budgets)
+    right = sum(row == list(sample.ids[sample.prompt_length : -1]) for row, sample in zip(answers, samples))
     return right / len(samples)
