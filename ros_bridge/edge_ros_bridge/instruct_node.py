@@ -112,17 +112,17 @@ class InstructNode(BridgeNode):
 
     def status(self) -> Diagnosis:
         """What the diagnostics say of this node."""
-        instructor, heard = self._instructor, self._heard
+        instructor, heard, others = self._instructor, self._heard, ", ".join(self._others())
         values = {"control": "silent" if heard is None else heard.state} | self._answers.values()
         if instructor is None:
-            return Diagnosis("ok", self.state, values)
+            return Diagnosis("ok", f"{self.state}, while {others} may give steps" if others else self.state, values)
         status = instructor.status
         values |= {"instruction": status.instruction, "plan": status.plan, "step": f"{status.step} of {status.steps}"}
         values |= {f"instructions {state}": str(count) for state, count in instructor.counts.items()}
         said = f"{status.state}: {status.reason}" if status.reason else status.state
         level = LEVELS.get(status.state, "ok")
-        if others := self._others():
-            return Diagnosis("error", f"steps of the control node also come from {', '.join(others)}", values)
+        if others:
+            return Diagnosis("error", f"steps of the control node also come from {others}", values)
         if level == "ok" and heard is None:
             return Diagnosis("warn", "the control node was not heard yet", values)
         return Diagnosis(level, said, values)

@@ -27,7 +27,8 @@ class Instructed(InstructedRover):
     def __init__(self, namespace: str) -> None:
         super().__init__(namespace=namespace)
         self.diagnosis = ["", ""]
-        """Level and message of the node instruct."""
+        """Level and message of this namespace's node instruct."""
+        self._instruct = f"{self.node.get_namespace().rstrip('/')}/instruct"
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._hear_diagnosis, 10)
         self._services["cancel"] = self.node.create_client(Trigger, "instruct/cancel")
         self.serve(SetBool, "estop")
@@ -79,7 +80,7 @@ class Instructed(InstructedRover):
 
     def _hear_diagnosis(self, array: DiagnosticArray) -> None:
         for status in array.status:
-            if status.hardware_id.endswith("/instruct"):
+            if status.hardware_id == self._instruct:
                 self.diagnosis = [str(status.level[0]), status.message]
 
     def spin_until_asked(self) -> None:

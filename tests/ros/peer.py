@@ -32,6 +32,9 @@ def do(client: LanguageClient, call: str, request: dict[str, Any]) -> Any:
             client.send(request["prompt"])
             client.wait(lambda: len(client.received("text")) > 0, "text", 15)
         return request["count"]
+    if call == "wait_subscribed":  # until a node has, as the graph shows it
+        node, topics = request["node"], request["topics"]
+        client.wait(lambda: all(hears(client, node, topic) for topic in topics), f"{node} on {topics}", 20)
     if call == "send":
         return client.send(bytes.fromhex(request["hex"]) if "hex" in request else request["prompt"])
     if call == "wait":  # until a topic has brought some messages, or cmd_vel the final zero
@@ -46,6 +49,11 @@ def do(client: LanguageClient, call: str, request: dict[str, Any]) -> Any:
         end_s = time.monotonic() + request["seconds"]
         client.wait(lambda: time.monotonic() > end_s, "the end of listening", 2 * request["seconds"])
     return [dataclasses.asdict(event) for event in client.events if event.time_s >= since_s]
+
+
+def hears(client: LanguageClient, node: str, topic: str) -> bool:
+    """Whether a node of that name subscribes to a topic."""
+    return any(found.node_name == node for found in client.node.get_subscriptions_info_by_topic(topic))
 
 
 def answer_requests(do: Callable[[str, dict[str, Any]], Any], wait: Callable[[], None] = lambda: None) -> None:

@@ -49,7 +49,7 @@ def test_a_bag_holds_what_was_said_with_types_and_qos(ros: Ros, scan_bundle: Pat
         sensors.call("use", number=7, encoding="bgr8")
         sensors.call("run")
         peer.call("match")
-        wait_for_topics(peer)
+        wait_for_recorder(peer)
         since_s = peer.call("send", prompt="jump twice")
         peer.events("wait", topic="text", since_s=since_s)
         sensors.call("say", text="\u00e4 & \U0001f916")
@@ -86,10 +86,10 @@ def test_a_bag_holds_what_was_said_with_types_and_qos(ros: Ros, scan_bundle: Pat
         assert "string content" in next(each for each in summary.schemas.values() if "Chat" in each.name).data.decode()
 
 
-def wait_for_topics(peer: Peer) -> None:
-    """Until the recorder has had time to find all that is there."""
-    while int(peer.call("wait_diagnostics", key="state", value="active")["waiting"]) > 0:
-        peer.call("listen", seconds=0.1)
+def wait_for_recorder(peer: Peer) -> None:
+    """Until it has subscribed to what is looked at above, and those who publish that know of it."""
+    topics = [f"/language/{name}" for name in ("prompt", "tokens", "text")] + ["/chat", "/image"]
+    peer.call("wait_subscribed", node="record", topics=topics)
     peer.call("listen", seconds=1.5)
 
 
