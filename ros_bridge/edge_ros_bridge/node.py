@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import signal
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -307,29 +306,34 @@ too, which passes it on to its nodes.
 
 
 class Interrupt:
-    """Remembers the first SIGINT or SIGTERM; a later one ends the process at once."""
+    """Remembers the first SIGINT or SIGTERM; one that comes SAME_S later, or more, ends the process at once.
+
+    By when they come, not by when Python finds the time to handle them: the kernel drops them until an alarm.
+    """
 
     def __init__(self) -> None:
-        self._first_s: float | None = None
+        self.received = False
+        """Whether there was one."""
+        signal.signal(signal.SIGALRM, self._end_at_once)
         for number in NUMBERS:
             signal.signal(number, self._receive)
 
-    @property
-    def received(self) -> bool:
-        """Whether there was one."""
-        return self._first_s is not None
-
     def ignore(self) -> None:
         """From now on: a late copy of the signal does not make a failure of a process that is ending as it should."""
-        for number in NUMBERS:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number in (signal.SIGALRM, *NUMBERS):
             signal.signal(number, signal.SIG_IGN)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._first_s is None:
-            self._first_s = time.monotonic()
-        elif time.monotonic() - self._first_s > SAME_S:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+        if not self.received:
+            self.received = True
+            for each in NUMBERS:
+                signal.signal(each, signal.SIG_IGN)
+            signal.setitimer(signal.ITIMER_REAL, SAME_S)
+
+    def _end_at_once(self, number: int, frame: FrameType | None) -> None:
+        for each in NUMBERS:
+            signal.signal(each, signal.SIG_DFL)
 
 
 def executor_for(nodes: Sequence[BridgeNode]) -> Executor:

@@ -122,6 +122,40 @@ def test_the_same_signal_of_a_terminal_and_of_launch_stops_the_robot_too(ros: Ro
     assert found["cmd_vel"].count(STOP) == 1
 
 
+SIGNALS = """
+import hashlib, os, signal, threading, time
+from edge_ros_bridge.node import SAME_S, Interrupt
+
+def compute(count):  # one call, in which Python handles no signal
+    start_s = time.monotonic()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", count)
+    return time.monotonic() - start_s
+
+def again():
+    time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGINT)
+
+interrupt = Interrupt()
+count = int(100_000 * 2 * SAME_S / compute(100_000))
+os.kill(os.getpid(), signal.SIGINT)
+thread = threading.Thread(target=again)
+thread.start()
+busy_s = compute(count)
+thread.join()
+assert interrupt.received
+assert busy_s > SAME_S, busy_s
+print("alive", flush=True)
+time.sleep(0.1)  # for the alarm
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(5)
+"""
+
+
+def test_signals_are_one_by_when_they_come_and_a_later_one_ends_the_process(ros: Ros) -> None:
+    result = ros.run("-c", SIGNALS)
+    assert (result.returncode, result.stdout) == (-signal.SIGTERM, "alive\n"), result.stderr
+
+
 def test_a_wrong_bundle_fails_to_configure(ros: Ros, tmp_path: Path) -> None:
     with ros.node(bundle=tmp_path / "nowhere") as node, ros.peer() as peer:
         peer.call("match")
