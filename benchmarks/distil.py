@@ -55,8 +55,8 @@ SHARE = 0.25
 
 CANDIDATES = 48
 
-WIDER_PROMPTS = 32_000
-"""Outside SCAN's grammar, for the teacher to answer: about two for each pair of the length split's training set."""
+WIDER_PROMPTS = 96_000
+"""Outside SCAN's grammar, for the teacher to answer: between five and six for each pair of the length split's training set."""
 
 ANSWER_LENGTH = 60
 """Tokens within which an answer of the teacher has to end; SCAN's longest has 48 actions."""
@@ -129,7 +129,7 @@ def scan_task(split: str) -> Task:
         alone = Schedule(steps=1600, weight_decay=0.1, average_decay=0.99)
         return trained(model, samples, alone, folder)
 
-    schedule = msgspec.structs.replace(schedule, steps=4600, learning_rate=2e-3)
+    schedule = msgspec.structs.replace(schedule, steps=10_650, learning_rate=2e-3)
     prompts = wider_prompts(WIDER_PROMPTS)
     return Task(samples, held_out, exact_match, "exact match", teacher, schedule, 1600, prompts=prompts)
 
