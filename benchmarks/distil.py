@@ -56,7 +56,7 @@ SHARE = 0.25
 CANDIDATES = 48
 
 WIDER_PROMPTS = 96_000
-"""Outside SCAN's grammar, for the teacher to answer: between five and six for each pair of the length split's training set."""
+"""Outside SCAN's grammar, for the teacher to answer: five to six for each pair of the length split's training set."""
 
 ANSWER_LENGTH = 60
 """Tokens within which an answer of the teacher has to end; SCAN's longest has 48 actions."""

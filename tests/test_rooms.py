@@ -80,3 +80,13 @@ def test_ci_runs_the_readmes_test_command_and_nothing_more() -> None:
     ]
     assert commands == ["make test"]
     assert "make test" in (ROOT / "README.md").read_text()
+
+
+def test_the_workstations_commands_load_only_torch_before_they_begin() -> None:
+    code = (
+        "import sys, edge_export.cli\n"
+        "later = {'sympy', 'onnx_ir', 'onnxscript', 'onnxruntime', 'transformers', 'matplotlib', 'torch.distributed.fsdp'}\n"
+        "print(sorted(later & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

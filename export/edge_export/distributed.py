@@ -1,7 +1,8 @@
 """Training in several processes, started by ``torchrun``: FSDP2 shards of a model, shares of a batch, sums over all.
 
 Every function works in a single process too, where it does nothing. Each process takes every n-th row of a batch, so
-that all of them together see what one process would have seen.
+that all of them together see what one process would have seen. FSDP2 is imported where there are several: that takes
+longer than torch itself.
 """
 
 from __future__ import annotations
@@ -15,9 +16,6 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from edge_export.checkpoint import Checkpoint, load_body
 from edge_export.data import AnyBatch
@@ -92,11 +90,15 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 def sharded(module: AnyModule, device: torch.device) -> AnyModule:
     """The module with its parameters shared out (FSDP2), a model layer by layer; itself in a single process."""
-    if world() > 1:
-        mesh = init_device_mesh(device.type, (world(),))
-        for layer in module.layers if isinstance(module, HybridBody) else ():
-            fully_shard(layer, mesh=mesh)
-        fully_shard(module, mesh=mesh)
+    if world() == 1:
+        return module
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world(),))
+    for layer in module.layers if isinstance(module, HybridBody) else ():
+        fully_shard(layer, mesh=mesh)
+    fully_shard(module, mesh=mesh)
     return module
 
 
@@ -118,6 +120,10 @@ def load_sharded(folder: Path, device: torch.device) -> HybridBody:
 
 def like(full: Tensor, example: Tensor) -> Tensor:
     """A whole tensor, which every process has, shared out as the example is."""
+    if world() == 1:
+        return full
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if not isinstance(example, DTensor):
         return full
     return distribute_tensor(full, example.device_mesh, example.placements, src_data_rank=None)
@@ -125,6 +131,10 @@ def like(full: Tensor, example: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """A shared-out tensor put together on every process; all of them must ask for it."""
+    if world() == 1:
+        return tensor
+    from torch.distributed.tensor import DTensor
+
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

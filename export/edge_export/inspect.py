@@ -8,10 +8,9 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
-import onnx_ir
 import torch
 import typer
 from rich.console import Console
@@ -23,9 +22,11 @@ from edge_export.checkpoint import read_config
 from edge_export.models import make_model
 from edge_export.pack import Storage
 from edge_export.torch_layers import Experts
-from edge_export.trace import trace
 from edge_sdk.model import LayerSpec, ModelConfig
 from edge_sdk.policy_spec import PolicySpec
+
+if TYPE_CHECKING:
+    import onnx_ir
 
 app = typer.Typer()
 
@@ -168,6 +169,8 @@ def describe(config: ModelConfig) -> ModelReport:
 
 def describe_graph(config: ModelConfig, storage: Storage, length: int = PREFILL) -> GraphReport:
     """Traces the model on fake tensors and counts what its graph holds."""
+    from edge_export.trace import trace
+
     started = time.perf_counter()
     graph = trace(config, storage.convert(), storage.describe).graph
     seconds = time.perf_counter() - started

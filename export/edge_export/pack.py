@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import onnx
-import onnx_ir
 from onnx import ModelProto
 
 from edge_export.checkpoint import Checkpoint, fingerprint
@@ -20,9 +19,7 @@ from edge_export.dry_run import require_room
 from edge_export.episodes import recorded_parts
 from edge_export.plan import plan_digest, read_plan, require_plan_for
 from edge_export.quantize import Convert, as_it_is, convert, in_bfloat16, quantized
-from edge_export.rollback import rollback_graph
 from edge_export.torch_model import AnyModel
-from edge_export.trace import graph_proto, save_graph, trace, trace_draft, trace_embed, trace_vision
 from edge_export.weights import Layout, Leaf, Progress, lay_out, silent, stored_leaves, write_weights
 from edge_sdk.bundle import GRAPH, WEIGHTS, Bundle, required_files, write_bundle
 from edge_sdk.control.policy import POLICY_FILE
@@ -34,6 +31,9 @@ from edge_sdk.model import CacheDType, ModelConfig, StateDType
 from edge_sdk.speculation import DRAFT, EMBED, ROLLBACK, VISION, GraphSpec, extra_graphs
 from edge_sdk.text import TEMPLATE_FILE, read_template
 from edge_sdk.traffic import WeightStorage, bundle_storage
+
+if TYPE_CHECKING:
+    import onnx_ir
 
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 MODEL_KEY = "edge.model"
@@ -114,6 +114,9 @@ class TracedExport:
 
     def files(self, notes: Mapping[str, str]) -> dict[str, ModelProto]:
         """The graphs as they are stored, by file name; their weights stand in the file WEIGHTS beside them."""
+        from edge_export.rollback import rollback_graph
+        from edge_export.trace import graph_proto
+
         self.layout.point(Path(WEIGHTS))
         graphs, extra = dict(self.graphs), extra_graphs(self.stored)
         if ROLLBACK in extra:
@@ -126,6 +129,8 @@ def trace_export(
     checkpoint: Path, storage: Storage, plan: Path | None = None, digest: str | None = None
 ) -> TracedExport:
     """The first half of :func:`export_graph`. Without the checkpoint's ``digest`` a plan may be another one's."""
+    from edge_export.trace import trace, trace_draft, trace_embed, trace_vision
+
     source = Checkpoint(checkpoint)
     config, label = source.config, storage.label
     if storage.speculation and config.vision is not None:
@@ -161,6 +166,8 @@ def export_graph(
     on has changed. Raises CheckpointError for a checkpoint that contradicts its config, ConfigError for a plan that is
     not this checkpoint's, and OSError early if the disk is too full.
     """
+    from edge_export.trace import save_graph
+
     digest = fingerprint(checkpoint)
     traced = trace_export(checkpoint, storage, plan, digest)
     notes = traced.notes(digest, None if plan is None else plan_digest(plan))

@@ -8,9 +8,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
-import onnx_ir
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -20,6 +19,9 @@ from edge_export.models import make_model
 from edge_export.quantize import Convert
 from edge_export.torch_layers import Constant, Experts, Rope
 from edge_sdk.errors import CheckpointError, explain
+
+if TYPE_CHECKING:
+    import onnx_ir
 
 Progress = Callable[[int, int], None]
 """Is told the bytes that are written and those that there are in all."""
@@ -91,6 +93,8 @@ class Place:
 
     def point(self, path: Path) -> None:
         """Makes the initializers stand for these bytes of ``path``."""
+        import onnx_ir
+
         for value in self.values:
             dtype, shape = value.dtype, value.shape
             assert dtype is not None
