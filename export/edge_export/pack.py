@@ -1,4 +1,7 @@
-"""Checkpoint to graph folder to bundle: what ``edge-export onnx`` and ``edge-export bundle`` do."""
+"""Checkpoint to graph folder to bundle: what ``edge-export onnx`` and ``edge-export bundle`` do.
+
+The tracer takes as long to import as torch, and is imported where something is traced.
+"""
 
 from __future__ import annotations
 

@@ -314,7 +314,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.received = False
         """Whether there was one."""
-        signal.signal(signal.SIGALRM, self._end_at_once)
+        signal.signal(signal.SIGALRM, self._end_by_the_next)
         for number in NUMBERS:
             signal.signal(number, self._receive)
 
@@ -331,7 +331,7 @@ class Interrupt:
                 signal.signal(each, signal.SIG_IGN)
             signal.setitimer(signal.ITIMER_REAL, SAME_S)
 
-    def _end_at_once(self, number: int, frame: FrameType | None) -> None:
+    def _end_by_the_next(self, number: int, frame: FrameType | None) -> None:
         for each in NUMBERS:
             signal.signal(each, signal.SIG_DFL)
 
