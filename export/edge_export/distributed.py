@@ -2,7 +2,7 @@
 
 Every function works in a single process too, where it does nothing. Each process takes every n-th row of a batch, so
 that all of them together see what one process would have seen. FSDP2 is imported where there are several: that takes
-nearly as long as torch.
+nearly as long as torch itself.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Checkpoint to graph folder to bundle: what ``edge-export onnx`` and ``edge-export bundle`` do.
 
-The tracer takes as long to import as torch, and is imported where something is traced.
+The tracer takes more than half as long to import as torch, and is imported where something is traced.
 """
 
 from __future__ import annotations
