@@ -137,7 +137,7 @@ class ServoBus:
     def positions(self) -> list[int]:
         """Ticks of every servo."""
         address, size = self._table.position
-        self._check("reading positions", self._positions.txRxPacket())
+        self._do("reading positions", self._positions.txRxPacket)
         if not self._positions.last_result:
             raise LinkError("The servos' positions: a servo's answer was missing or damaged. Check cables and ids.")
         return [self._table.from_wire(self._positions.getData(servo, address, size)) for servo in self._ids]
@@ -178,11 +178,12 @@ class ServoBus:
         group = self._sdk.sync_write(register)
         for servo, value in zip(self._ids, values):
             group.addParam(servo, list(value.to_bytes(register.size, "little")))
-        self._check("writing", group.txPacket())
+        self._do("writing", group.txPacket)
 
-    def _check(self, what: str, result: int) -> None:
-        if result == 0:
-            self._sent_s = time.monotonic()
+    def _do(self, what: str, transaction: Callable[[], int]) -> None:
+        began_s = time.monotonic()  # the servos' watchdogs begin later: they are never believed to wait longer
+        if (result := transaction()) == 0:
+            self._sent_s = began_s
         else:
             raise LinkError(f"The servos, {what}: {self._sdk.describe(result)} Check cables, power, ids and baud rate.")
 
