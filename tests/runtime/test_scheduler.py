@@ -137,7 +137,7 @@ def test_who_waits_may_give_up(chat_bundle: Path) -> None:
 
 
 def test_the_urgent_wait_for_one_step_at_most(chat_bundle: Path) -> None:
-    watched = Watched(chat_bundle, 3, pause_s=0.002)
+    watched = Watched(chat_bundle, 5, pause_s=0.002)
     stop = threading.Event()
 
     def chat(first: int) -> None:
@@ -149,7 +149,7 @@ def test_the_urgent_wait_for_one_step_at_most(chat_bundle: Path) -> None:
             with watched.model.session() as session:
                 session.read("walk " * 120)
 
-    threads = [threading.Thread(target=work, args=arguments) for work, arguments in ((chat, (0,)), (read, ()))]
+    threads = [threading.Thread(target=work, args=arguments) for work, arguments in ((chat, (0,)), *3 * ((read, ()),))]
     for thread in threads:
         thread.start()
     try:
