@@ -250,7 +250,7 @@ def test_what_was_held_up_on_the_way_is_not_acted_upon(
         send(host, range(i, i + 1))
         if microcontroller.said("moving"):
             break
-    assert acted_upon(microcontroller)[0] >= 50
+    assert min(acted_upon(microcontroller)) >= 50
 
 
 def test_a_full_line_never_holds_up_the_loop(
