@@ -56,9 +56,13 @@ __global__ void __launch_bounds__(kConvolveThreads) convolve_all(Call a, T* xbc)
     if (back <= kLast + a.s.past && start + kLast - back < a.length) x[back] = inputs.load(back);
   }
   float weight[kMostTaps];  // weight[back]
-  EDGE_UNROLL
-  for (int back = 0; back < kMostTaps; ++back) {
-    weight[back] = back <= a.s.past ? a.conv_weight[(channel * a.kernel) + a.s.past - back] : 0.0f;
+  const float* taps = a.conv_weight + (channel * a.kernel);
+  if (a.kernel == kMostTaps) {
+    const float4 four = load_taps(a, taps, 0);
+    weight[3] = four.x, weight[2] = four.y, weight[1] = four.z, weight[0] = four.w;
+  } else {
+    EDGE_UNROLL
+    for (int back = 0; back < kMostTaps; ++back) weight[back] = back <= a.s.past ? taps[a.s.past - back] : 0.0f;
   }
   const float bias = a.conv_bias[channel];
   EDGE_UNROLL

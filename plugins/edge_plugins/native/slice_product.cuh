@@ -94,6 +94,17 @@ __device__ inline void multiply_unit(const SliceUnit<Stored>& unit,
   }
 }
 
+// Where a warp keeps its sum for a row and a column, in shared memory: a lane's values a warp's width apart, turned by one
+// each, so that neither the 32 lanes that write nor 32 columns that are read meet in a bank.
+template <class Stored>
+__device__ inline int place_of_sum(int warp, int row, int column) {
+  constexpr int kOuts = SliceSizes<Stored>::kOuts, kApart = kWarp / kOuts;
+  const int group = column / kOuts;
+  const int value = row % 2 * kOuts + column % kOuts;                                  // of a lane's 2 kOuts
+  const int lane = group % kApart * kOuts + group / kApart * (kSliceRows / 2) + row / 2;  // in another order
+  return (warp * 2 * kOuts + value) * kWarp + (lane + value) % kWarp;
+}
+
 // The block's sum over its warps, in their order, to slice blockIdx.z of the outputs.
 template <class Stored>
 __device__ inline void reduce_warps(const float (&sums)[SliceSizes<Stored>::kOuts / 2][4], float* memory,
@@ -106,7 +117,7 @@ __device__ inline void reduce_warps(const float (&sums)[SliceSizes<Stored>::kOut
     EDGE_UNROLL
     for (int j = 0; j < 4; ++j) {
       const int row = lane % 4 * 2 + j % 2, column = lane / 4 * Sizes::kOuts + 2 * i + j / 2;
-      memory[(warp * kSliceRows + row) * Sizes::kColumns + column] = sums[i][j];
+      memory[place_of_sum<Stored>(warp, row, column)] = sums[i][j];
     }
   }
   __syncthreads();
@@ -116,7 +127,7 @@ __device__ inline void reduce_warps(const float (&sums)[SliceSizes<Stored>::kOut
     const int row = at / Sizes::kColumns, column = at % Sizes::kColumns;
     if (column >= columns) continue;
     float sum = 0;
-    for (int w = 0; w < kSliceWarps; ++w) sum += memory[(w * kSliceRows + row) * Sizes::kColumns + column];
+    for (int w = 0; w < kSliceWarps; ++w) sum += memory[place_of_sum<Stored>(w, row, column)];
     outputs.sums[(slice_row + row) * outputs.out + first_column + column] = sum;
   }
 }

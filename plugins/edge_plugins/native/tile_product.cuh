@@ -157,12 +157,18 @@ __device__ inline void multiply_stage(const unsigned char* stage, const float4& 
   }
 }
 
+// Where two neighbouring columns of a row stand in shared memory, in pairs of floats: rows are turned against each other,
+// so that neither what a warp holds, 4 rows by 4 pairs at a time, nor a row's pairs meet in a bank.
+__device__ inline int place_of_pair(int row, int pair) {
+  constexpr int kPairs = kTileColumns / 2;
+  return row * kPairs + (pair + row / 2 % 2 * 8 + row / 4 % 2) % kPairs;
+}
+
 // By way of shared memory, where a row's columns stand together and gates meet their values, to y (rows, width).
 template <class T, int kRows>
 __device__ inline void store_tile(const float (&sums)[2][kRows / 8][4], unsigned char* memory, const RowTile& tile,
                                   const TileColumns& columns, Activation activation, T* y) {
-  constexpr int kPitch = kTileColumns + 4;
-  auto* staged = reinterpret_cast<float*>(memory);
+  auto* staged = reinterpret_cast<float2*>(memory);
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   __syncthreads();
   EDGE_UNROLL
@@ -170,29 +176,29 @@ __device__ inline void store_tile(const float (&sums)[2][kRows / 8][4], unsigned
     EDGE_UNROLL
     for (int eight = 0; eight < kRows / 8; ++eight) {
       EDGE_UNROLL
-      for (int j = 0; j < 4; ++j) {
-        const int row = 8 * eight + lane % 4 * 2 + j % 2, column = warp * 32 + lane / 4 * 4 + 2 * i + j / 2;
-        staged[row * kPitch + column] = sums[i][eight][j];
+      for (int j = 0; j < 2; ++j) {
+        const int row = 8 * eight + lane % 4 * 2 + j, pair = warp * 16 + lane / 4 * 2 + i;
+        staged[place_of_pair(row, pair)] = make_float2(sums[i][eight][j], sums[i][eight][j + 2]);
       }
     }
   }
   __syncthreads();
   const int pairs = columns.per_half / 2;
   for (int at = static_cast<int>(threadIdx.x); at < tile.count * pairs; at += kTileThreads) {
-    const int row = at / pairs, column = at % pairs * 2;
-    if (!columns.has(column)) continue;
-    const float* gate = staged + (row * kPitch) + column;
-    const float* value = gate + (columns.per_half == kTileColumns ? 0 : columns.per_half);
-    const uint32_t pair = pack<T>(activate(activation, value[0], gate[0]), activate(activation, value[1], gate[1]));
-    T* to = y + (static_cast<int64_t>(tile.first + row) * columns.half) + columns.first + column;
-    *reinterpret_cast<uint32_t*>(to) = pair;
+    const int row = at / pairs, pair = at % pairs;
+    if (!columns.has(2 * pair)) continue;
+    const float2 gate = staged[place_of_pair(row, pair)];
+    const float2 value = pairs == kTileColumns / 2 ? gate : staged[place_of_pair(row, pairs + pair)];
+    T* to = y + (static_cast<int64_t>(tile.first + row) * columns.half) + columns.first + 2 * pair;
+    *reinterpret_cast<uint32_t*>(to) =
+        pack<T>(activate(activation, value.x, gate.x), activate(activation, value.y, gate.y));
   }
 }
 
 template <class Stored, int kRows>
 constexpr size_t tile_bytes() {
   return std::max(static_cast<size_t>(kTileStages * TileStage<Stored, kRows>::kBytes),
-                  kRows * (kTileColumns + 4) * sizeof(float));
+                  kRows * kTileColumns * sizeof(float));
 }
 
 // Grid: row tiles times column tiles. Shared memory: tile_bytes(). Bounds: with the sums of a scale's inputs beside
