@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from devices import choose_device
+from devices import DEVICES, choose_device, usual_device
 from once import made_once
 from places import PLANNER, POLICIES, ROOT, ROVER, TEACHER, WORKSTATION
 
@@ -30,9 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption(
         "--device",
-        default="emulated",
-        choices=("emulated", "gpu"),
-        help="what the CUDA kernels run on: a model of a GPU, or this machine's",
+        default=usual_device(),
+        choices=DEVICES,
+        help="what the CUDA kernels run on: their PTX on the CPU, a model of a GPU, or this machine's GPU",
     )
     parser.addoption("--architectures", default="87,110", help="GPUs to compile the CUDA kernels for: Orin and Thor")
     parser.addoption("--scan-bundle", type=Path, help="a finished bundle of SCAN, to save the time of exporting one")

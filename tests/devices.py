@@ -1,7 +1,13 @@
-"""What the CUDA kernels run on in a test run: a model of a GPU, or a GPU."""
+"""What the CUDA kernels run on in a test run.
+
+``ptx``: what nvcc made of them, instruction by instruction on the CPU (plugins/tests/ptx). ``emulated``: compiled by
+the C++ compiler for a model of a GPU (plugins/edge_plugins/native/emulated_device.h), for want of nvcc. ``gpu``: a GPU.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import shutil
 import subprocess
 from functools import lru_cache
 from pathlib import Path
@@ -12,11 +18,18 @@ import pytest
 from builds import build_host, import_module, need, python_options, run_cmake
 from places import ROOT
 
+DEVICES = ("ptx", "emulated", "gpu")
+
 _chosen = "emulated"
 
 
+def usual_device() -> str:
+    """Where nobody chose one."""
+    return "ptx" if shutil.which("nvcc") else "emulated"
+
+
 def choose_device(name: str) -> None:
-    """``emulated`` or ``gpu``, once, before the first test (conftest.py)."""
+    """One of DEVICES, once, before the first test (conftest.py)."""
     global _chosen  # noqa: PLW0603
     _chosen = name
 
@@ -29,6 +42,27 @@ def chosen_device() -> str:
 def emulated_module() -> ModuleType:
     """The test module on the model of a GPU."""
     return import_module("_cuda_emulated", build_host("cuda_module"))
+
+
+def ptx_build(*targets: str) -> Path:
+    """Builds targets by nvcc for the machine that runs PTX on the CPU."""
+    need("nvcc")
+    folder = ROOT / "build" / "test-ptx"
+    options = ["-DEDGE_WERROR=ON", "-DEDGE_TESTS=ON", "-DEDGE_PTX=ON", "-DEDGE_ISAS=baseline"]
+    run_cmake(folder, targets, *options, *python_options(folder))
+    return folder
+
+
+@lru_cache
+def ptx_module() -> ModuleType:
+    """The test module with the kernels as PTX."""
+    return import_module("_cuda", ptx_build("cuda_module"))
+
+
+@lru_cache
+def ptx_machine() -> ctypes.CDLL:
+    """The machine that ptx_module() runs on (plugins/tests/ptx/runtime.cc)."""
+    return ctypes.CDLL(str(ptx_build("cuda_module") / "libptx_runtime.so"))
 
 
 def gpu_build(architectures: tuple[str, ...]) -> tuple[Path, list[str]]:

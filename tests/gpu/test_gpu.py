@@ -31,8 +31,11 @@ def run_selection(device: str, *watched_by: str) -> str:
     return output
 
 
-def test_the_selection_runs_on_the_model_of_a_gpu() -> None:
-    run_selection("emulated")
+@pytest.mark.parametrize("device", ["emulated", "ptx"])
+def test_the_selection_runs_without_a_gpu(device: str) -> None:
+    if device == "ptx":
+        need("nvcc")
+    run_selection(device)
 
 
 @pytest.mark.gpu

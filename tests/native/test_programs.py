@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from builds import build, build_host, need
+from devices import ptx_build
 from places import ROOT
 
 SANITIZED = "baseline;avx2;avxvnni;avx512_bf16;amx_emulated;neon"
@@ -57,6 +58,10 @@ def test_a_million_steps_neither_drift_nor_allocate() -> None:
 
 def test_the_model_of_a_gpu_does_what_cuda_says() -> None:
     run(build_host("device_test") / "device_test", checks=11)
+
+
+def test_the_machine_for_ptx_finds_what_is_wrong_with_kernels() -> None:
+    run(ptx_build("ptx_test") / "ptx_test", checks=31)
 
 
 def test_nothing_outside_the_kernels_needs_an_extension(plain: Path) -> None:

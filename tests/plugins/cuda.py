@@ -1,4 +1,4 @@
-"""The CUDA kernels as runners of the operator matrix: on a model of a GPU, or on one (``--device gpu``)."""
+"""The CUDA kernels as runners of the operator matrix, on the device that was chosen (``--device``, devices.py)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from devices import capability, chosen_device, emulated_module, gpu_module
+from devices import capability, chosen_device, emulated_module, gpu_module, ptx_machine, ptx_module
 from edge_plugins import Operator
 from edge_plugins.operator import Array, Case, dtype_of
 from matrix import BFLOAT16, FLOAT32, INT4, Outputs, Run, Runner, on_torch
 
 FORWARD, BACKWARD, SHUFFLED = SCHEDULES = (0, 1, 7)
-"""Orders in which the model runs a block's threads; the last is a seed."""
+"""Orders in which the model runs a block's threads; the last is a seed. PTX finds races itself and knows two orders."""
 
 HALVES = ("float16", "bfloat16")
 ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -31,13 +31,16 @@ FUNCTIONS = {
 @lru_cache
 def module() -> Any:
     """The test module, compiled now where that is needed."""
-    return gpu_module(capability()) if chosen_device() == "gpu" else emulated_module()
+    modules = {"ptx": ptx_module, "emulated": emulated_module, "gpu": lambda: gpu_module(capability())}
+    return modules[chosen_device()]()
 
 
 def set_schedule(schedule: int) -> None:
-    """The order of threads on the model; a GPU has its own, and what is compared there are two runs."""
+    """The order of threads, or of warps and blocks; a GPU has its own, and what is compared there are two runs."""
     if chosen_device() == "emulated":
         module().set_schedule(schedule)
+    elif chosen_device() == "ptx":
+        ptx_machine().edge_ptx_set_backward(schedule != FORWARD)
 
 
 def runner(type: str = "float32", schedule: int = FORWARD, **settings: Any) -> Runner:

@@ -1,0 +1,65 @@
+"""How the CUDA kernels reach memory: counted on their PTX, against the limits that were reached (docs/gpu.md)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+
+from devices import ptx_machine, ptx_module
+from gpu_traffic import SECTOR_BYTES, Machine, read_report, workloads
+
+WORKLOADS = workloads()
+BANKS = 1.1
+"""Passes over the banks of shared memory, over the fewest."""
+SECTORS = 1.2
+"""Sectors of global memory, over the fewest, in all of a layer's kernels."""
+
+ASKED = {
+    "Mamba2Mixer, 64x64": 1.35,
+    "Mamba2Mixer, 96x80": 1.35,
+    "MoE, int4": 1.45,
+    "MoE, bfloat16": 1.1,
+    "QLinear, int4": 1.3,
+    "QLinear, int4, batch 8": 1.8,
+    "CachedAttention, 32:8": 1.15,
+    "CachedAttention, 32:2": 1.4,
+}
+"""Bytes that decoding asks for over those that must move. Caches serve what is asked for twice."""
+
+
+@lru_cache
+def machine() -> Machine:
+    return Machine(ptx_module(), ptx_machine())
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_kernels_reach_memory_as_they_are_meant_to(name: str) -> None:
+    work = WORKLOADS[name]
+    kernels = machine().run(work)
+    for kernel in kernels:
+        passes, fewest = kernel.parts(shared=True)
+        assert passes <= BANKS * fewest, kernel
+    sectors, fewest = (sum(counts) for counts in zip(*(kernel.parts(shared=False) for kernel in kernels)))
+    assert sectors <= SECTORS * fewest
+    asked = SECTOR_BYTES * sectors
+    assert asked >= 0.99 * work.bytes
+    if work.decode:
+        assert asked <= ASKED[name] * work.bytes
+
+
+def test_every_layer_that_decodes_has_a_limit() -> None:
+    assert set(ASKED) == {name for name, work in WORKLOADS.items() if work.decode}
+
+
+def test_a_report_is_read() -> None:
+    lines = [
+        "void edge::cuda::finish<edge::bfloat16>(edge::cuda::Call, float const*)\t1\t250\n",
+        "-\tfinish.cuh:57\tglobal\t4\t48\t16\n",
+        "-\tfinish.cuh:22\tshared\t2\t2\t2\n",
+        "edge::cuda::route_and_sort(edge::cuda::Routing)\t1\t10\n",
+    ]
+    first, second = read_report(lines)
+    assert (first.name, first.instructions) == ("finish<bfloat16>", 250)
+    assert (first.parts(shared=False), first.parts(shared=True)) == ((48, 16), (2, 2))
+    assert (second.name, second.accesses) == ("route_and_sort", ())
