@@ -3,8 +3,9 @@
     python benchmarks/gpu_traffic.py build/test-ptx
 
 The folder is one that the tests built for PTX. Counts say nothing about time, but what is counted costs time on every
-GPU: sectors of 32 bytes that warps ask global memory for (caches may serve some of them), and passes over the banks of
-shared memory, each beside the fewest that the same bytes need.
+GPU: sectors of 32 bytes that warps ask global memory for (caches may serve some of them), passes over the banks of
+shared memory, each beside the fewest that the same bytes need, and instructions that warps issue (of PTX, of which
+ptxas leaves out some moves).
 """
 
 from __future__ import annotations
@@ -109,21 +110,20 @@ def workloads() -> dict[str, Workload]:
 
 
 def table(machine: Machine) -> str:
-    """The workloads as a table in Markdown; of those that decode, what they ask for over what must move."""
+    """The workloads as a table in Markdown; of those that decode, also what must move."""
     lines = [
-        "| layer | sectors, over the fewest | passes over banks, over the fewest | asked for, over what must move |",
-        "|---|---|---|---|",
+        "| layer | sectors, over the fewest | passes over banks, over the fewest | asked for, over what must move "
+        "| bytes that must move, an instruction |",
+        "|---|---|---|---|---|",
     ]
     for name, work in workloads().items():
         kernels = machine.run(work)
         (sectors, fewest_sectors), (passes, fewest_passes) = (
             tuple(map(sum, zip(*(kernel.parts(shared) for kernel in kernels)))) for shared in (False, True)
         )
-        over = f"{sectors * SECTOR_BYTES / work.bytes:.2f}" if work.decode else ""
-        lines.append(
-            f"| {name} | {sectors / fewest_sectors:.2f} | {passes / max(1, fewest_passes):.2f} of {fewest_passes:,} "
-            f"| {over} |"
-        )
+        asked, each = sectors * SECTOR_BYTES / work.bytes, work.bytes / sum(kernel.instructions for kernel in kernels)
+        decode = f"{asked:.2f} | {each:.1f}" if work.decode else " | "
+        lines.append(f"| {name} | {sectors / fewest_sectors:.2f} | {passes / max(1, fewest_passes):.2f} | {decode} |")
     return "\n".join(lines)
 
 

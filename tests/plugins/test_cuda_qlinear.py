@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,15 @@ def test_float32_agrees_with_the_reference(case: Case, schedule: int) -> None:
 @pytest.mark.parametrize("case", [case for case in cases(*PRODUCTS) if case.values[0].inputs["x"].size])
 def test_halves_are_as_good_as_the_plain_product(case: Case, type: str) -> None:
     assert_as_good_as_plain(QLINEAR, case, type, ["x"])
+
+
+@pytest.mark.parametrize("type", HALVES)
+@pytest.mark.parametrize("tokens", [2, 20])
+def test_a_long_sum_of_one_sign_loses_nothing_to_the_weights_bias(tokens: int, type: str) -> None:
+    """As behind a squared ReLU: what biased int4 weights bring grows with the inputs' sum (weight_fragments.cuh)."""
+    case = make_case("int4", (tokens,), 8192, 64, 32)
+    positive = replace(case, inputs={**case.inputs, "x": np.square(case.inputs["x"])})
+    assert_as_good_as_plain(QLINEAR, positive, type, ["x"])
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES[1:])

@@ -52,7 +52,7 @@ LIMITS = {
     "plain_product": Limit(48),
     "route_and_sort": Limit(56),
     "route_tokens": Limit(40),
-    "slice_product": Limit(160),
+    "slice_product": Limit(168),
     "sort_slots": Limit(40),
     "tile_product": Limit(208),
 }

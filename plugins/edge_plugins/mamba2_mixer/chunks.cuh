@@ -48,12 +48,13 @@ __global__ void __launch_bounds__(kConvolveThreads) convolve_all(Call a, T* xbc)
   const int channel = static_cast<int>(blockIdx.x * kConvolveThreads + threadIdx.x);
   const int64_t start = static_cast<int64_t>(blockIdx.y) * kStrip, batch = blockIdx.z;
   if (channel >= a.s.conv_dim) return;
+  const int there = static_cast<int>(min(a.length - start, int64_t{kStrip}));
   constexpr int kMostPast = kMostTaps - 1, kLast = kStrip - 1;
   const ConvInputs<T> inputs(a, batch, channel, start + kLast);
   typename ConvInputs<T>::Stored x[kStrip + kMostPast] = {};  // x[back], back from the strip's last position
   EDGE_UNROLL
   for (int back = 0; back < kStrip + kMostPast; ++back) {
-    if (back <= kLast + a.s.past && start + kLast - back < a.length) x[back] = inputs.load(back);
+    if (back <= kLast + a.s.past && kLast - back < there) x[back] = inputs.load(back);
   }
   float weight[kMostTaps];  // weight[back]
   const float* taps = a.conv_weight + (channel * a.kernel);
@@ -65,14 +66,13 @@ __global__ void __launch_bounds__(kConvolveThreads) convolve_all(Call a, T* xbc)
     for (int back = 0; back < kMostTaps; ++back) weight[back] = back <= a.s.past ? taps[a.s.past - back] : 0.0f;
   }
   const float bias = a.conv_bias[channel];
+  T* to = xbc + (((batch * a.length) + start) * a.s.conv_dim) + channel;
   EDGE_UNROLL
   for (int i = 0; i < kStrip; ++i) {
     float value = bias;
     EDGE_UNROLL
     for (int back = 0; back < kMostTaps; ++back) value += weight[back] * x[kLast - i + back].value();
-    if (start + i < a.length) {
-      xbc[(((batch * a.length) + start + i) * a.s.conv_dim) + channel] = from_float<T>(silu(value));
-    }
+    if (i < there) to[static_cast<int64_t>(i) * a.s.conv_dim] = from_float<T>(silu(value));
   }
 }
 

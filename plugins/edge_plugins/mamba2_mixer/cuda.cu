@@ -133,7 +133,8 @@ void mamba2_mixer(const Mamba2MixerArgs& args, void* memory, Stream stream) {
     if (!in_chunks(args)) launch_steps<T>(call, workspace.scanned, stream);
     const dim3 grid(static_cast<unsigned>(args.batch * std::max<int64_t>(args.length, 1)),
                     static_cast<unsigned>(args.groups));
-    launch(finish<T>, grid, kFinishThreads, finish_shared_bytes(call.s.width), stream, call, workspace.scanned);
+    launch(finish<T>, grid, finish_threads(call.s.width), finish_shared_bytes(call.s.width), stream, call,
+           workspace.scanned);
   });
 }
 

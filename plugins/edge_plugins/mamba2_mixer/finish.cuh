@@ -6,11 +6,19 @@
 // of a group's blocks read, may be overwritten in place here without asking who has read them.
 #pragma once
 
+#include <algorithm>
+
 #include "mixer.cuh"
 
 namespace edge::cuda {
 
-constexpr int kFinishThreads = 256;
+constexpr int kFinishThreads = 256;  // of a block, at most
+constexpr int kFinishChannels = 4;   // of a thread, at least: what a block costs beside its channels is shared by them
+
+inline unsigned finish_threads(int64_t width) {
+  const int64_t warps = (width + kFinishChannels * kWarp - 1) / (kFinishChannels * kWarp);
+  return static_cast<unsigned>(std::min<int64_t>(warps * kWarp, kFinishThreads));
+}
 
 // Shared memory: a group's gated values of one position, and a sum of each warp.
 inline size_t finish_shared_bytes(int64_t width) {
@@ -24,7 +32,7 @@ __device__ inline float block_sum(float value, float* sums) {
   if (lane == 0) sums[warp] = value;
   __syncthreads();
   float total = 0;
-  for (int w = 0; w < kFinishThreads / kWarp; ++w) total += sums[w];
+  for (unsigned w = 0; w < blockDim.x / kWarp; ++w) total += sums[w];
   return total;
 }
 
@@ -32,18 +40,18 @@ __device__ inline float block_sum(float value, float* sums) {
 template <class T>
 __device__ inline void gate_and_normalise(const Call& a, int64_t position, int channel, const float* scanned,
                                           float* gated) {
-  const int width = a.s.width;
+  const int width = a.s.width, threads = static_cast<int>(blockDim.x);
   const T* z = static_cast<const T*>(a.proj) + (position * a.s.proj_dim) + channel;
   const float* from = scanned + (position * a.s.inner) + channel;
   float squares = 0;
-  for (int i = static_cast<int>(threadIdx.x); i < width; i += kFinishThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < width; i += threads) {
     gated[i] = from[i] * silu(to_float(z[i]));
     squares += gated[i] * gated[i];
   }
   const float mean = block_sum(squares, gated + width) / static_cast<float>(width);
   const float scale = 1.0f / sqrtf(mean + a.eps);
   T* to = static_cast<T*>(a.y) + (position * a.s.inner) + channel;
-  for (int i = static_cast<int>(threadIdx.x); i < width; i += kFinishThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < width; i += threads) {
     to[i] = from_float<T>(gated[i] * scale * a.norm_weight[channel + i]);
   }
 }
@@ -51,7 +59,7 @@ __device__ inline void gate_and_normalise(const Call& a, int64_t position, int c
 // The last kernel - 1 inputs of `count` channels. In place, what is read is never before what is written.
 template <class T>
 __device__ inline void carry_inputs(const Call& a, int64_t batch, int channel, int count) {
-  for (int c = channel + static_cast<int>(threadIdx.x); c < channel + count; c += kFinishThreads) {
+  for (int c = channel + static_cast<int>(threadIdx.x); c < channel + count; c += static_cast<int>(blockDim.x)) {
     const ConvInputs<T> inputs(a, batch, c, a.length);
     float* now = a.present_conv + (((batch * a.s.conv_dim) + c) * a.s.past);
     for (int tap = 0; tap < a.s.past; ++tap) now[tap] = inputs.load(a.s.past - tap).value();

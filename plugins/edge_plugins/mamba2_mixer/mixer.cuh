@@ -40,7 +40,8 @@ __device__ inline const T* proj_row(const Call& a, int64_t batch, int64_t t) {
   return static_cast<const T*>(a.proj) + (((batch * a.length) + t) * a.s.proj_dim);
 }
 
-__device__ inline float silu(float x) { return x / (1.0f + expf(-x)); }
+// To some units in the last place of a float32, in five instructions; the exact division alone would be ten.
+__device__ inline float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
 
 // What the convolution reads of a channel, going back from a position; before the first one are the carried inputs.
 template <class T>

@@ -155,6 +155,13 @@ __device__ inline float fast_exp2(float x) {
   return y;
 }
 
+// (bits & mask) ^ flips in one instruction.
+__device__ inline uint32_t mask_and_flip(uint32_t bits, uint32_t mask, uint32_t flips) {
+  uint32_t y;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(y) : "r"(bits), "r"(mask), "r"(flips));
+  return y;
+}
+
 // ---- Tensor cores and asynchronous copies ----
 
 // d (16, 8) += a (16, 16) b (16, 8), in the register layout of PTX's mma.m16n8k16. T is float16 or bfloat16.

@@ -111,6 +111,7 @@ void launch(void (*kernel)(P...), dim3 grid, unsigned threads, size_t shared_byt
 }
 
 inline float fast_exp2(float x) { return std::exp2(x); }
+inline uint32_t mask_and_flip(uint32_t bits, uint32_t mask, uint32_t flips) { return (bits & mask) ^ flips; }
 
 template <class T>
 inline void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {

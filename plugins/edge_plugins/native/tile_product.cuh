@@ -157,8 +157,8 @@ __device__ inline void multiply_stage(const unsigned char* stage, const float4& 
   }
 }
 
-// Where two neighbouring columns of a row stand in shared memory, in pairs of floats: rows are turned against each other,
-// so that neither what a warp holds, 4 rows by 4 pairs at a time, nor a row's pairs meet in a bank.
+// Where two neighbouring columns of a row stand in shared memory, in pairs of floats: rows are turned against each
+// other, so that neither what a warp holds, 4 rows by 4 pairs at a time, nor a row's pairs meet in a bank.
 __device__ inline int place_of_pair(int row, int pair) {
   constexpr int kPairs = kTileColumns / 2;
   return row * kPairs + (pair + row / 2 % 2 * 8 + row / 4 % 2) % kPairs;

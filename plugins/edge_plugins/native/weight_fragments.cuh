@@ -7,8 +7,9 @@
 // 2 i in row lane / 4 of the i-th product, output 2 i + 1 in row lane / 4 + 8.
 //
 // Integers become exact float16 or bfloat16 by way of their bits: 0x6400 | n is 1024 + n as float16, 0x4300 | n is
-// 128 + n as bfloat16 (Kim et al., "Who Says Elephants Can't Run", arXiv 2211.10017, section 4.2). Scales are applied
-// to sums over a block, in float32.
+// 128 + n as bfloat16 (Kim et al., "Who Says Elephants Can't Run", arXiv 2211.10017, section 4.2). What that adds to a
+// number is subtracted from it, or, where each weight serves few rows, from the sums. Scales are applied to sums over a
+// block, in float32.
 #pragma once
 
 #include "device.h"
@@ -46,20 +47,22 @@ __device__ inline void load_bytes(uint32_t (&words)[(kBytes + 3) / 4], const voi
   }
 }
 
-// Four outputs of two rows: 16 bits of each row stand side by side in `both`, the even row's in the low half.
+// A pair of what an int4 number is larger by when only its bits have been set: 64 + 8 as float16, with the number at
+// bit 4; 128 + 8 as bfloat16. The less it is, the less a sum loses by it.
 template <class T>
-__device__ inline void pair_int4(uint32_t both, uint32_t* pairs) {
-  // Flipping a nibble's sign bit makes it n + 8. One constant does that, adds the exponent, and is subtracted again.
-  if constexpr (std::is_same_v<T, float16>) {
-    constexpr uint32_t kUnits = 0x64086408u, kSixteens = 0x54805480u;  // 1024 + 8; 64 + 8 with n at bit 4
-    pairs[0] = subtract<T>((both & 0x000f000fu) ^ kUnits, kUnits);
-    pairs[1] = subtract<T>((both & 0x00f000f0u) ^ kSixteens, kSixteens);
-    pairs[2] = subtract<T>(((both >> 8) & 0x000f000fu) ^ kUnits, kUnits);
-    pairs[3] = subtract<T>(((both >> 8) & 0x00f000f0u) ^ kSixteens, kSixteens);
-  } else {
-    constexpr uint32_t kUnits = 0x43084308u;  // 128 + 8
-    EDGE_UNROLL
-    for (int i = 0; i < 4; ++i) pairs[i] = subtract<T>(((both >> (4 * i)) & 0x000f000fu) ^ kUnits, kUnits);
+__host__ __device__ constexpr uint32_t int4_bias() {
+  return std::is_same_v<T, float16> ? 0x54805480u : 0x43084308u;
+}
+
+// Four outputs of two rows, each larger by its bias: 16 bits of each row stand side by side in `both`, the even row's
+// in the low half. Flipping a nibble's sign bit makes it n + 8; one constant does that and adds the exponent.
+template <class T>
+__device__ inline void pair_biased_int4(uint32_t both, uint32_t* pairs) {
+  constexpr bool kHalf = std::is_same_v<T, float16>;
+  EDGE_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t bits = kHalf && i == 0 ? both << 4 : both >> (4 * (kHalf ? i - 1 : i));
+    pairs[i] = mask_and_flip(bits, kHalf ? 0x00f000f0u : 0x000f000fu, int4_bias<T>());
   }
 }
 
@@ -93,13 +96,13 @@ __device__ inline uint32_t convert_pair(uint32_t pair) {
   return pack<T>(values.x, values.y);
 }
 
-// pairs[i]: output 4 `group` + i of two rows, whose words are given, as numbers of type T.
+// pairs[i]: output 4 `group` + i of two rows, whose words are given, as numbers of type T; int4 larger by its bias.
 template <class T, class Stored, int kWords>
 __device__ inline void pair_rows(const uint32_t (&even)[kWords], const uint32_t (&odd)[kWords], int group,
                                  uint32_t (&pairs)[4]) {
   if constexpr (std::is_same_v<Stored, Int4>) {
     const int word = group / 2;
-    pair_int4<T>(__byte_perm(even[word], odd[word], group % 2 == 0 ? 0x5410 : 0x7632), pairs);
+    pair_biased_int4<T>(__byte_perm(even[word], odd[word], group % 2 == 0 ? 0x5410 : 0x7632), pairs);
   } else if constexpr (std::is_same_v<Stored, int8_t>) {
     pair_int8<T>(even[group], odd[group], pairs);
   } else {
@@ -113,9 +116,9 @@ __device__ inline void pair_rows(const uint32_t (&even)[kWords], const uint32_t 
 }
 
 // The left operands of two products, 16 inputs of four outputs, from the words of a lane's four rows: inputs 2 t,
-// 2 t + 1, 2 t + 8 and 2 t + 9, t being lane % 4.
+// 2 t + 1, 2 t + 8 and 2 t + 9, t being lane % 4. Int4 is larger by its bias.
 template <class T, class Stored, int kWords>
-__device__ inline void left_operands(const uint32_t (&rows)[4][kWords], int group, uint32_t (&left)[2][4]) {
+__device__ inline void biased_operands(const uint32_t (&rows)[4][kWords], int group, uint32_t (&left)[2][4]) {
   uint32_t near[4], far[4];
   pair_rows<T, Stored>(rows[0], rows[1], group, near);
   pair_rows<T, Stored>(rows[2], rows[3], group, far);
@@ -126,6 +129,23 @@ __device__ inline void left_operands(const uint32_t (&rows)[4][kWords], int grou
     left[i][2] = far[2 * i];
     left[i][3] = far[2 * i + 1];
   }
+}
+
+// The same, as the numbers are.
+template <class T, class Stored, int kWords>
+__device__ inline void left_operands(const uint32_t (&rows)[4][kWords], int group, uint32_t (&left)[2][4]) {
+  biased_operands<T, Stored>(rows, group, left);
+  if constexpr (std::is_same_v<Stored, Int4>) {
+    EDGE_UNROLL
+    for (int i = 0; i < 8; ++i) left[i / 4][i % 4] = subtract<T>(left[i / 4][i % 4], int4_bias<T>());
+  }
+}
+
+// Takes from sums, a product's registers, what the weights' bias brings there: it adds the inputs' sums times -bias.
+template <class T>
+__device__ inline void subtract_bias(float (&sums)[4], const uint32_t (&right)[2]) {
+  constexpr uint32_t kMinus = int4_bias<T>() ^ 0x80008000u;
+  mma_16x8x16<T>(sums, {kMinus, kMinus, kMinus, kMinus}, right);
 }
 
 // The j-th of the four inputs whose weights a lane holds of 16.

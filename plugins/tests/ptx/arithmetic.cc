@@ -112,6 +112,15 @@ struct Permute {
   }
 };
 
+struct Lop3 {  // each bit of the result stands in the table at the place that the inputs' bits give
+  static uint32_t of(uint32_t a, uint32_t b, uint32_t c, uint32_t table) {
+    uint32_t found = 0;
+    for (unsigned i = 0; i < 8; ++i) {
+      if (table >> i & 1) found |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
+    }
+    return found;
+  }
+};
 template <class T>
 struct Select {
   static T of(T a, T b, Predicate p) { return p.bits & 1 ? a : b; }
@@ -332,7 +341,9 @@ void add_floats(Table& table) {
   }
   table["add.rz.f32"] = plain<AddTowardZero, float, float>();
   table["fma.rm.f32"] = plain<FmaDown, float, float, float>();
-  table["div.rn.f32"] = plain<FloatDivide, float, float>();
+  for (const char* form : {"div.rn.f32", "div.full.f32", "div.approx.f32"}) {
+    table[form] = plain<FloatDivide, float, float>();
+  }
   table["min.f32"] = plain<FloatLeast, float, float>();
   table["max.f32"] = plain<FloatGreatest, float, float>();
   table["copysign.f32"] = plain<CopySign, float, float>();
@@ -367,6 +378,7 @@ void add_others(Table& table) {
   table["bfind.shiftamt.u32"] = plain<ShiftToTop, uint32_t>();
   table["bfi.b32"] = plain<InsertBits<uint32_t>, uint32_t, uint32_t, uint32_t, uint32_t>();
   table["bfi.b64"] = plain<InsertBits<uint64_t>, uint64_t, uint64_t, uint32_t, uint32_t>();
+  table["lop3.b32"] = plain<Lop3, uint32_t, uint32_t, uint32_t, uint32_t>();
   table["prmt.b32"] = plain<Permute, uint32_t, uint32_t, uint32_t>();
   table["and.pred"] = plain<PredicateAnd, Predicate, Predicate>();
   table["or.pred"] = plain<PredicateOr, Predicate, Predicate>();
