@@ -132,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="with the module and the machine, as the tests build them")
     folder = parser.parse_args().folder.resolve()
-    spec = importlib.util.spec_from_file_location("_cuda", next(folder.glob("_cuda.*so")))
+    spec = importlib.util.spec_from_file_location("_cuda_ptx", next(folder.glob("_cuda_ptx.*so")))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -56,7 +56,7 @@ def ptx_build(*targets: str) -> Path:
 @lru_cache
 def ptx_module() -> ModuleType:
     """The test module with the kernels as PTX."""
-    return import_module("_cuda", ptx_build("cuda_module"))
+    return import_module("_cuda_ptx", ptx_build("cuda_module"))
 
 
 @lru_cache

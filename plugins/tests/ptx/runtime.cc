@@ -57,7 +57,7 @@ class Runtime {
       const auto* text = reinterpret_cast<const char*>(image + at + field(at + 4, 4));
       const std::string ptx(text, strnlen(text, field(at + 8, 8)));
       if (ptx.find(".version") == std::string::npos)
-        throw std::runtime_error("PTX that is compressed: compile with --compress-mode=none");
+        throw std::runtime_error("PTX that is compressed: compile with -Xfatbin=-compress=false");
       for (auto& [name, program] : parse(ptx)) programs_.emplace(name, std::move(program));
     }
   }
@@ -194,6 +194,13 @@ int __cudaGetKernel(void** kernel, const void* function) {
 }
 int __cudaLaunchKernel(void* kernel, Size grid, Size threads, void** arguments, size_t shared_bytes, void*) {
   return runtime().launch(*static_cast<edge::ptx::Kernel*>(kernel), grid, threads, arguments, shared_bytes);
+}
+
+// Before CUDA 13.
+int cudaLaunchKernel(const void* function, Size grid, Size threads, void** arguments, size_t shared_bytes, void*) {
+  edge::ptx::Kernel* kernel = runtime().find(function);
+  if (kernel == nullptr) return edge::ptx::kInvalidFunction;
+  return runtime().launch(*kernel, grid, threads, arguments, shared_bytes);
 }
 
 // ---- CUDA's own ----

@@ -12,44 +12,40 @@ constexpr size_t kSectorBytes = 32, kBanks = 32, kBankBytes = 4;
 
 }  // namespace
 
-// A block's shared memory and how far its barriers have come.
-class Block {
- public:
-  Block(size_t shared_bytes, uint32_t number)
-      : number(number), memory_(shared_bytes, 0xff), pending(shared_bytes, 0), shared(memory_.data(), shared_bytes) {}
+// A block's shared memory, and how far its barriers have come.
+struct Block {
+  Block(size_t shared_bytes, uint32_t number_)
+      : number(number_), memory(shared_bytes, 0xff), pending(shared_bytes, 0), shared(memory.data(), shared_bytes) {}
 
-  uint32_t number;
-  uint32_t phase = 0;
-
- private:
-  std::vector<unsigned char> memory_;
-
- public:
-  std::vector<uint8_t> pending;  // bytes that asynchronous copies have yet to bring
+  uint32_t number, phase = 0;
+  std::vector<unsigned char> memory;  // begins as NaN
+  std::vector<uint8_t> pending;       // of each byte, how many asynchronous copies have yet to bring it
   Region shared;
 };
 
-Warp::Warp(Block& block, const Launch& launch, unsigned index, Size at, unsigned threads)
+Warp::Warp(Block& block, const Launch& launch, unsigned index, Size at)
     : block_(block), launch_(launch), first_thread_(index * kLanes), registers_(launch.program->registers) {
-  alive_ = threads - first_thread_ >= kLanes ? kAllLanes : (1u << (threads - first_thread_)) - 1;
-  for (const auto& [index_, constant] : launch.program->constants) registers_[index_].fill(constant);
-  for (const auto& [index_, offset] : launch.program->parameter_places) {
-    registers_[index_].fill(reinterpret_cast<uint64_t>(launch.parameters) + offset);
+  const unsigned threads = launch.threads.x - first_thread_;
+  alive_ = threads >= kLanes ? kAllLanes : (1u << threads) - 1;
+  for (const auto& [place, constant] : launch.program->constants) registers_[place].fill(constant);
+  for (const auto& [place, offset] : launch.program->parameter_places) {
+    registers_[place].fill(reinterpret_cast<uint64_t>(launch.parameters) + offset);
   }
-  const std::map<std::string, uint64_t> places = {{"%ntid.x", launch.threads.x},
-                                                  {"%ctaid.x", at.x},
-                                                  {"%ctaid.y", at.y},
-                                                  {"%ctaid.z", at.z},
-                                                  {"%nctaid.x", launch.grid.x},
-                                                  {"%nctaid.y", launch.grid.y},
-                                                  {"%nctaid.z", launch.grid.z},
-                                                  {"%tid.y", 0},
-                                                  {"%tid.z", 0},
-                                                  {"%ntid.y", 1},
-                                                  {"%ntid.z", 1}};
-  for (const auto& [index_, name] : launch.program->specials) {
+  const Size grid = launch.grid;
+  const std::map<std::string, uint64_t> alike = {{"%ntid.x", launch.threads.x},
+                                                 {"%ctaid.x", at.x},
+                                                 {"%ctaid.y", at.y},
+                                                 {"%ctaid.z", at.z},
+                                                 {"%nctaid.x", grid.x},
+                                                 {"%nctaid.y", grid.y},
+                                                 {"%nctaid.z", grid.z},
+                                                 {"%tid.y", 0},
+                                                 {"%tid.z", 0},
+                                                 {"%ntid.y", 1},
+                                                 {"%ntid.z", 1}};
+  for (const auto& [place, name] : launch.program->specials) {
     for (unsigned lane = 0; lane < kLanes; ++lane) {
-      registers_[index_][lane] = name == "%tid.x" ? first_thread_ + lane : name == "%laneid" ? lane : places.at(name);
+      registers_[place][lane] = name == "%tid.x" ? first_thread_ + lane : name == "%laneid" ? lane : alike.at(name);
     }
   }
 }
@@ -274,9 +270,8 @@ namespace {
 
 void run_block(const Launch& launch, Size at, uint32_t number) {
   Block block(launch.program->static_shared_bytes + launch.shared_bytes, number);
-  const unsigned threads = launch.threads.x;
   std::vector<Warp> warps;
-  for (unsigned index = 0; index * kLanes < threads; ++index) warps.emplace_back(block, launch, index, at, threads);
+  for (unsigned index = 0; index * kLanes < launch.threads.x; ++index) warps.emplace_back(block, launch, index, at);
   for (size_t left = warps.size(); left > 0; ++block.phase) {
     left = 0;
     size_t ended = 0;

@@ -25,11 +25,11 @@ struct Launch {
 
 using Register = std::array<uint64_t, kLanes>;
 
-class Block;
+struct Block;
 
 class Warp {
  public:
-  Warp(Block& block, const Launch& launch, unsigned index, Size at, unsigned threads);
+  Warp(Block& block, const Launch& launch, unsigned index, Size at);
 
   // Until every lane has ended or stands at a barrier of the block. Throws std::runtime_error for what a GPU would
   // refuse, or what it would not do the same way twice.
@@ -38,7 +38,6 @@ class Warp {
   void pass_barrier();
 
   Register& value(int index) { return registers_[index]; }
-  uint32_t alive() const { return alive_; }
 
   // Bytes that a lane reads or writes; they lie `bytes` long at a multiple of it.
   const unsigned char* read(const Instruction& instruction, uint64_t address, size_t bytes, unsigned lane);
