@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import csv
 import ctypes
-import importlib.util
 import re
 import tempfile
 from collections.abc import Iterable
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_ops import load
 from gpu_workloads import TYPE, Workload, attention, mamba2, moe, qlinear
 
 SECTOR_BYTES = 32
@@ -132,12 +132,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="with the module and the machine, as the tests build them")
     folder = parser.parse_args().folder.resolve()
-    spec = importlib.util.spec_from_file_location("_cuda_ptx", next(folder.glob("_cuda_ptx.*so")))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    print(table(Machine(module, ctypes.CDLL(str(folder / "libptx_runtime.so")))))
+    module = next(folder.glob("_cuda_ptx.*so"), None)
+    if module is None:
+        parser.error(f"expected a folder with _cuda_ptx.*so, found none in {folder}: `pytest tests/gpu` builds one")
+    print(table(Machine(load(module), ctypes.CDLL(str(folder / "libptx_runtime.so")))))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 #include "memory.h"
 
+#include "program.h"
+
 namespace edge::ptx {
 namespace {
 
-constexpr unsigned kLanes = 32;
 constexpr uint64_t kAlignment = 256;
 
 // Whether what happened at `before` is certain to have happened before `now`.

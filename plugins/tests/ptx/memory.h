@@ -44,7 +44,6 @@ class Region {
     if (shadow_.empty()) shadow_.resize(bytes_);
     return &shadow_[offset];
   }
-  void forget() { shadow_.assign(shadow_.size(), Shadow()); }
 
  private:
   unsigned char* data_;

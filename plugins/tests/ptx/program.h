@@ -16,6 +16,7 @@ constexpr uint32_t kAllLanes = 0xffffffffu;
 
 // Where shared memory lies in a thread's addresses: no address of the host is as low.
 constexpr uint64_t kSharedBase = uint64_t{1} << 24;
+constexpr bool is_shared(uint64_t address) { return address >= kSharedBase && address < kSharedBase * 2; }
 
 class Warp;
 struct Instruction;

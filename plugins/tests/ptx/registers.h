@@ -56,16 +56,6 @@ uint64_t put(T value) {
   }
 }
 
-// Calls call(lane) for these lanes (bits).
-template <class F>
-void each(uint32_t lanes, F call) {
-  if (lanes == kAllLanes) {
-    for (unsigned lane = 0; lane < kLanes; ++lane) call(lane);
-  } else {
-    for (; lanes != 0; lanes &= lanes - 1) call(static_cast<unsigned>(__builtin_ctz(lanes)));
-  }
-}
-
 // The first operand of every lane becomes Op::of(the others), each as its own type.
 template <class Op, class... From>
 struct Apply {

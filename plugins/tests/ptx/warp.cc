@@ -65,41 +65,33 @@ void Warp::run() {
   while (alive_ != 0) {
     const uint32_t runnable = alive_ & ~waiting_;
     if (runnable == 0) {
-      size_t first = SIZE_MAX;
-      for (unsigned lane = 0; lane < kLanes; ++lane) {
-        if ((alive_ >> lane & 1) == 0) continue;
-        if (first == SIZE_MAX) first = at_[lane];
+      const size_t first = at_[static_cast<unsigned>(__builtin_ctz(alive_))];
+      each(alive_, [&](unsigned lane) {
         if (at_[lane] != first)
           fail(launch_.program->instructions[at_[lane]], "lanes of a warp wait for each other in two places");
-      }
+      });
       if (launch_.program->instructions[first].kind == Kind::kBlock) return;
       meet();
       continue;
     }
     // Those that are furthest behind: so lanes that parted come together again.
-    size_t least = SIZE_MAX;
-    for (unsigned lane = 0; lane < kLanes; ++lane) {
-      if (runnable >> lane & 1) least = std::min(least, at_[lane]);
-    }
+    const size_t least = least_at(runnable);
     uint32_t lanes = 0;
-    for (unsigned lane = 0; lane < kLanes; ++lane) {
-      if ((runnable >> lane & 1) && at_[lane] == least) lanes |= 1u << lane;
-    }
+    each(runnable, [&](unsigned lane) { lanes |= (at_[lane] == least ? 1u : 0u) << lane; });
     run_together(lanes);
   }
 }
 
+// Where the furthest behind of these lanes stands; behind everything where there are none.
+size_t Warp::least_at(uint32_t lanes) const {
+  size_t least = SIZE_MAX;
+  each(lanes, [&](unsigned lane) { least = std::min(least, at_[lane]); });
+  return least;
+}
+
 // These lanes, which stand at one instruction, until they part, wait, or reach others.
 void Warp::run_together(uint32_t lanes) {
-  size_t others = SIZE_MAX;  // where the next of the others stands
-  for (unsigned lane = 0; lane < kLanes; ++lane) {
-    if ((alive_ & ~waiting_ & ~lanes) >> lane & 1) others = std::min(others, at_[lane]);
-  }
-  const auto each = [&](uint32_t of, const auto& call) {
-    for (unsigned lane = 0; lane < kLanes; ++lane) {
-      if (of >> lane & 1) call(lane);
-    }
-  };
+  const size_t others = least_at(alive_ & ~waiting_ & ~lanes);
   const auto leave_at = [&](size_t next) { each(lanes, [&](unsigned lane) { at_[lane] = next; }); };
   const auto& instructions = launch_.program->instructions;
   for (size_t at = at_[static_cast<unsigned>(__builtin_ctz(lanes))], next;; at = next) {
@@ -164,7 +156,7 @@ void Warp::pass_barrier() {
 
 unsigned char* Warp::reach(const Instruction& instruction, uint64_t address, size_t bytes, unsigned lane, bool writes) {
   if (address % bytes != 0) fail(instruction, "an address that is no multiple of " + std::to_string(bytes));
-  const bool shared = address >= kSharedBase && address < kSharedBase * 2;
+  const bool shared = is_shared(address);
   Region* region = shared ? &block_.shared : launch_.memory->find(address, bytes);
   const uint64_t begin = shared ? kSharedBase : region == nullptr ? 0 : reinterpret_cast<uint64_t>(region->data());
   if (region == nullptr || address + bytes > begin + region->bytes()) {
@@ -199,8 +191,7 @@ unsigned char* Warp::write(const Instruction& instruction, uint64_t address, siz
 void Warp::account(const Instruction& instruction, const Register& addresses, size_t bytes, uint32_t lanes) {
   Traffic& traffic = instruction.traffic;
   ++traffic.requests;
-  const uint64_t first = addresses[static_cast<unsigned>(__builtin_ctz(lanes))];
-  traffic.shared = first >= kSharedBase && first < kSharedBase * 2;
+  traffic.shared = is_shared(addresses[static_cast<unsigned>(__builtin_ctz(lanes))]);
   if (traffic.shared) {
     const unsigned together = bytes <= kBankBytes ? kLanes : static_cast<unsigned>(kBanks * kBankBytes / bytes);
     for (unsigned begin = 0; begin < kLanes; begin += together) {
@@ -221,14 +212,11 @@ void Warp::account(const Instruction& instruction, const Register& addresses, si
     return;
   }
   std::set<uint64_t> sectors, starts;
-  for (unsigned lane = 0; lane < kLanes; ++lane) {
-    if ((lanes >> lane & 1) == 0) continue;
+  each(lanes, [&](unsigned lane) {
+    const uint64_t last = (addresses[lane] + bytes - 1) / kSectorBytes;
     starts.insert(addresses[lane]);
-    for (uint64_t sector = addresses[lane] / kSectorBytes; sector <= (addresses[lane] + bytes - 1) / kSectorBytes;
-         ++sector) {
-      sectors.insert(sector);
-    }
-  }
+    for (uint64_t sector = addresses[lane] / kSectorBytes; sector <= last; ++sector) sectors.insert(sector);
+  });
   traffic.parts += sectors.size();
   traffic.fewest += (starts.size() * bytes + kSectorBytes - 1) / kSectorBytes;
 }
@@ -244,24 +232,23 @@ void Warp::copy_async(const Instruction& instruction, uint64_t to, uint64_t from
 }
 
 void Warp::commit_async(uint32_t lanes) {
-  for (unsigned lane = 0; lane < kLanes; ++lane) {
-    if ((lanes >> lane & 1) == 0) continue;
+  each(lanes, [&](unsigned lane) {
     if (copies_[lane].empty()) copies_[lane].emplace_back();
     copies_[lane].emplace_back();
-  }
+  });
 }
 
 void Warp::wait_async(const Instruction& instruction, size_t pending, uint32_t lanes) {
-  for (unsigned lane = 0; lane < kLanes; ++lane) {
+  each(lanes, [&](unsigned lane) {
     auto& groups = copies_[lane];
-    while ((lanes >> lane & 1) && groups.size() > pending + 1) {
+    while (groups.size() > pending + 1) {
       for (const Copy& copy : groups.front()) {
         for (size_t i = 0; i < copy.bytes; ++i) --block_.pending[copy.to - kSharedBase + i];
         std::memcpy(write(instruction, copy.to, copy.bytes, lane), copy.data, copy.bytes);
       }
       groups.erase(groups.begin());
     }
-  }
+  });
 }
 
 // ---- Launches ----

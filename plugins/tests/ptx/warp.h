@@ -1,8 +1,6 @@
 // Runs a program as a GPU does: grids of blocks, blocks of warps, 32 lanes in step until they part.
 #pragma once
 
-#include <functional>
-
 #include "memory.h"
 #include "program.h"
 
@@ -24,6 +22,16 @@ struct Launch {
 };
 
 using Register = std::array<uint64_t, kLanes>;
+
+// Calls call(lane) for these lanes (bits).
+template <class F>
+void each(uint32_t lanes, F call) {
+  if (lanes == kAllLanes) {
+    for (unsigned lane = 0; lane < kLanes; ++lane) call(lane);
+  } else {
+    for (; lanes != 0; lanes &= lanes - 1) call(static_cast<unsigned>(__builtin_ctz(lanes)));
+  }
+}
 
 struct Block;
 
@@ -61,6 +69,7 @@ class Warp {
   };
 
   void run_together(uint32_t lanes);
+  size_t least_at(uint32_t lanes) const;
   void meet();
   uint32_t allowed(const Instruction& instruction) const;
   Moment now(unsigned lane) const;
