@@ -36,7 +36,7 @@ class Mamba2MixerCall : public Call {
                   const Floats& a_log, const Floats& d, const Floats& norm_weight, const Floats& past_conv,
                   const py::array& past_ssm, int64_t groups, int64_t conv_dim, float eps, float dt_min, float dt_max,
                   bool inplace, const std::string& type);
-  void start(Stream stream) override { cuda::mamba2_mixer(args_, workspace_, stream); }
+  void start(Stream stream) override { cuda::mamba2_mixer(args_, workspace_, arrivals(), stream); }
   py::object result() const override;
 
  private:

@@ -18,6 +18,7 @@ PYBIND11_MODULE(EDGE_MODULE_NAME, m) {
           "start", [](Call& call, uintptr_t stream) { call.start(reinterpret_cast<edge::Stream>(stream)); },
           py::arg("stream") = 0, "Queues the kernels on a stream, given by its address, and waits for nothing.")
       .def("result", &Call::result, "The outputs of what was started.")
+      .def("leave_out_arrivals", &Call::leave_out_arrivals, "As calls must do that have no counters of arrivals.")
       .def("run", &Call::run, "Starts the kernels, waits for them and returns the outputs.");
   bind_cached_attention(m);
   bind_mamba2_mixer(m);

@@ -27,7 +27,7 @@ class MoeCall : public Call {
           const py::array& down_weight, int64_t top_k, int64_t n_group, int64_t topk_group, bool norm_topk_prob,
           float routed_scaling_factor, const Scales& up_scales, const Scales& down_scales, int64_t block_size,
           const std::string& activation, const std::string& scoring, int bits, const std::string& type);
-  void start(Stream stream) override { cuda::moe(args_, workspace_, stream); }
+  void start(Stream stream) override { cuda::moe(args_, workspace_, arrivals(), stream); }
   py::object result() const override { return device_.download_as(args_.y, args_.type, shape_); }
 
  private:

@@ -12,7 +12,7 @@ class QLinearCall : public Call {
  public:
   QLinearCall(const Floats& x, const py::array& weight, const Scales& scales, int64_t block_size, int bits,
               const std::string& type);
-  void start(Stream stream) override { cuda::qlinear(args_, workspace_, stream); }
+  void start(Stream stream) override { cuda::qlinear(args_, workspace_, arrivals(), stream); }
   py::object result() const override { return device_.download_as(args_.y, args_.type, shape_); }
 
  private:

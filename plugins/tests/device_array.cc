@@ -3,6 +3,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "../edge_plugins/native/device.h"
 
 namespace edge::test {
@@ -88,6 +90,18 @@ Floats Device::download_as(const void* at, Type type, const std::vector<py::ssiz
     array.mutable_data()[i] = type == Type::kFloat16 ? to_float(float16{bits[i]}) : to_float(bfloat16{bits[i]});
   }
   return array;
+}
+
+py::object Call::run() {
+  start(nullptr);
+  synchronize();
+  if (arrivals() != nullptr) {
+    std::vector<uint32_t> counters(cuda::kArrivals);
+    arrivals_.download(counters.data(), counters.size() * sizeof(uint32_t));
+    if (std::any_of(counters.begin(), counters.end(), [](uint32_t count) { return count != 0; }))
+      throw std::logic_error("a counter of arrivals is not 0 after the call");
+  }
+  return result();
 }
 
 Type activation_type(const std::string& name) {

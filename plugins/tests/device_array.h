@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../edge_plugins/native/arrays.h"
+#include "../edge_plugins/native/arrivals.h"
 #include "../edge_plugins/native/stream.h"
 
 namespace edge::test {
@@ -14,6 +15,7 @@ namespace edge::test {
 class DeviceMemory {
  public:
   explicit DeviceMemory(size_t bytes);
+  explicit DeviceMemory(std::shared_ptr<void> owner) : owner_(std::move(owner)), data_(owner_.get()) {}
   void* data() const { return data_; }
   void upload(const void* from, size_t bytes);
   void download(void* to, size_t bytes) const;
@@ -73,11 +75,16 @@ class Call {
   virtual py::object result() const = 0;
 
   // Once, from the beginning to the outputs.
-  py::object run() {
-    start(nullptr);
-    synchronize();
-    return result();
-  }
+  py::object run();
+
+  // From now on: without counters of arrivals, as calls must do where there are none.
+  void leave_out_arrivals() { arrivals_ = DeviceMemory(std::shared_ptr<void>()); }
+
+ protected:
+  uint32_t* arrivals() const { return static_cast<uint32_t*>(arrivals_.data()); }
+
+ private:
+  DeviceMemory arrivals_{cuda::make_arrivals()};
 };
 
 // float32, float16 or bfloat16.

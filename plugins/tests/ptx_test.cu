@@ -91,6 +91,55 @@ __global__ void copy_then_read(const float* x, float* y) {
   y[threadIdx.x] = shared[threadIdx.x * 4];
 }
 
+enum class Wrong { kNothing, kNoBarrier, kNoRelease, kNoAcquisition, kWriteAfterArrival };
+
+// Blocks leave a number for each thread and one more, having read what all of them share; the last one adds the numbers
+// up in place of what was read. shared (threads), parts (blocks, threads), more (blocks).
+template <Wrong kWrong>
+__global__ void finish_by_last(float* shared, float* parts, float* more, unsigned* counter) {
+  EDGE_SHARED(memory);
+  auto* is_last = reinterpret_cast<volatile unsigned*>(memory);
+  const unsigned thread = threadIdx.x, threads = blockDim.x;
+  parts[blockIdx.x * threads + thread] = shared[(thread + 1) % threads];
+  if (kWrong != Wrong::kNoBarrier) __syncthreads();
+  if (thread == 0) {
+    if (kWrong != Wrong::kWriteAfterArrival) more[blockIdx.x] = 1;
+    if (kWrong != Wrong::kNoRelease) fence_device();
+    *is_last = atomicInc(counter, gridDim.x - 1) == gridDim.x - 1 ? 1 : 0;
+    if (kWrong != Wrong::kNoAcquisition) fence_device();
+    if (kWrong == Wrong::kWriteAfterArrival) more[blockIdx.x] = 1;
+  }
+  __syncthreads();
+  if (*is_last == 0) return;
+  float sum = 0;
+  for (unsigned block = 0; block < gridDim.x; ++block) sum += parts[block * threads + thread] + more[block];
+  shared[thread] = sum;
+}
+
+template <Wrong kWrong>
+void check_last(const std::string& expected, const std::string& what) {
+  constexpr unsigned kBlocks = 3, kThreads = 64;
+  DeviceArray<float> shared(kThreads), parts(kBlocks * kThreads), more(kBlocks);
+  DeviceArray<unsigned> counter(1);
+  require(cudaMemset(counter.data, 0, sizeof(unsigned)), "cudaMemset");
+  for (const int backward : {0, 1}) {
+    edge_ptx_set_backward(backward);
+    for (int time = 0; time < 2; ++time) {
+      check_said(run(finish_by_last<kWrong>, kBlocks, kThreads, 16, shared.data, parts.data, more.data, counter.data),
+                 expected, what);
+    }
+  }
+  edge_ptx_set_backward(0);
+}
+
+void test_arrivals() {
+  check_last<Wrong::kNothing>("", "the last block, after all");
+  check_last<Wrong::kNoBarrier>("a race", "a block that arrives before its threads have written");
+  check_last<Wrong::kNoRelease>("a race", "a block that releases nothing");
+  check_last<Wrong::kNoAcquisition>("a race", "a last block that acquires nothing");
+  check_last<Wrong::kWriteAfterArrival>("a race", "a write after the arrival");
+}
+
 void test_races() {
   DeviceArray<float> y(256);
   const auto neighbour = [&](auto kernel, int away) { return run(kernel, 1, 64, 256, away, y.data); };
@@ -139,6 +188,7 @@ void test_meetings() {
 
 int main() {
   edge::test::test_races();
+  edge::test::test_arrivals();
   edge::test::test_memory();
   edge::test::test_meetings();
   std::printf("%d passed, %d failed\n", edge::test::count().passed, edge::test::count().failed);

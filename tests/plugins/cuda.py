@@ -43,8 +43,11 @@ def set_schedule(schedule: int) -> None:
         ptx_machine().edge_ptx_set_backward(schedule != FORWARD)
 
 
-def runner(type: str = "float32", schedule: int = FORWARD, **settings: Any) -> Runner:
-    """The kernels with activations of this type, under this schedule; settings are those of the module's function."""
+def runner(type: str = "float32", schedule: int = FORWARD, *, arrivals: bool = True, **settings: Any) -> Runner:
+    """The kernels with activations of this type, under this schedule; settings are those of the module's function.
+
+    Without arrivals (native/arrivals.h) there is a launch more where blocks finish together what each has begun.
+    """
 
     def make(operator: Operator, case: Case) -> Run:
         function: Callable[..., Any] = getattr(module(), FUNCTIONS[operator.name])
@@ -53,7 +56,10 @@ def runner(type: str = "float32", schedule: int = FORWARD, **settings: Any) -> R
         def run(inputs: Mapping[str, Array]) -> Outputs:
             set_schedule(schedule)
             arrays = {name: array.astype(np.int8) if array.dtype == INT4 else array for name, array in inputs.items()}
-            result = function(**arrays, **case.attributes, **given, type=type).run()
+            call = function(**arrays, **case.attributes, **given, type=type)
+            if not arrivals:
+                call.leave_out_arrivals()
+            result = call.run()
             outputs = result if isinstance(result, tuple) else (result,)
             return tuple(array.astype(FLOAT32) if array.dtype == BFLOAT16 else array for array in outputs)
 

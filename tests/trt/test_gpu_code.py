@@ -46,6 +46,7 @@ LIMITS = {
     "finish": Limit(48),
     "prepare_chunks": Limit(56),
     "scan_chunks": Limit(255),
+    "scan_step": Limit(80),
     "scan_steps": Limit(128),
     # moe and qlinear
     "combine_products": Limit(40),

@@ -1,5 +1,6 @@
 // edge::Mamba2Mixer on a GPU: which kernels a call needs.
 //
+//     one token                  scan_step                                                 (steps.cuh)
 //     few tokens, or float32     scan_steps -> finish                                      (steps.cuh, finish.cuh)
 //     many in float16, bfloat16  convolve_all -> prepare_chunks -> scan_chunks -> finish   (chunks.cuh, chunk_scan.cuh)
 #include <algorithm>
@@ -23,12 +24,18 @@ bool in_chunks(const Mamba2MixerArgs& a) {
          a.kernel <= kMostTaps;
 }
 
+int64_t blocks_of_group(const Mamba2MixerArgs& a) {
+  const int64_t rows = StepLayout(a.state).block_rows();
+  return (a.heads / a.groups * a.head_dim + rows - 1) / rows;
+}
+
 // What of the workspace is whose. At address 0 it only counts the bytes.
 struct Workspace {
   Workspace(const Mamba2MixerArgs& a, void* memory) : begin_(reinterpret_cast<uintptr_t>(memory)), next_(begin_) {
     const Mamba2MixerSizes s(a);
     const int64_t positions = a.batch * a.length;
     scanned = static_cast<float*>(take(positions * s.inner, sizeof(float)));
+    squares = static_cast<float*>(take(a.batch * a.groups * blocks_of_group(a), sizeof(float)));
     if (!in_chunks(a)) return;
     const int64_t padded = a.batch * chunks_of(a.length) * kChunk;
     chunks.xbc = take(positions * s.conv_dim, size_of(a.type));
@@ -38,7 +45,8 @@ struct Workspace {
   }
   size_t bytes() const { return next_ - begin_; }
 
-  float* scanned;  // (batch, length, inner): y, neither gated nor normalised yet
+  float* scanned;  // (batch, length, inner): y, not normalised yet, and gated only in scan_step
+  float* squares;  // (batch, groups, blocks of a group)
   ChunkRoom chunks{};
 
  private:
@@ -65,18 +73,38 @@ dim3 grid_of(const Call& a, int64_t x, int64_t y) {
   return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(a.batch));
 }
 
+bool has_whole_packs(const Mamba2MixerArgs& a) { return a.state * size_of(a.ssm_type) % kPackBytes == 0; }
+
+// Whether the blocks of scan_step can finish what they do.
+bool ends_in_place(const Mamba2MixerArgs& a, const uint32_t* arrivals) {
+  return a.length == 1 && has_whole_packs(a) && arrivals != nullptr && a.batch * a.groups <= kArrivals;
+}
+
 template <class T>
-void launch_steps(const Call& a, float* scanned, Stream stream) {
+void launch_step(const Call& a, const Workspace& workspace, uint32_t* arrivals, Stream stream) {
   const StepLayout layout(a.state);
-  const dim3 grid = grid_of(a, blocks(a.s.width, layout.block_rows()), a.groups);
+  with_type(a.ssm_type, [&](auto state) {
+    launch(scan_step<T, decltype(state)>, grid_of(a, blocks_of_group(a), a.groups), kStepThreads,
+           sizeof(StepEnd) + static_cast<size_t>(StepInputs::bytes(layout)), stream, a, layout, workspace.scanned,
+           workspace.squares, arrivals);
+  });
+}
+
+template <class T>
+void launch_steps(const Call& a, const Workspace& workspace, Stream stream) {
+  const StepLayout layout(a.state);
   with_type(a.ssm_type, [&](auto state) {
     using S = decltype(state);
-    constexpr int kPer = 16 / sizeof(S);
-    const auto kernel = a.state % kPer != 0 ? scan_steps<T, S, 1, false>
-                        : a.length == 1     ? scan_steps<T, S, kPer, true>
-                                            : scan_steps<T, S, kPer, false>;
-    launch(kernel, grid, kStepThreads, 2 * static_cast<size_t>(StepInputs::bytes(layout)), stream, a, layout, scanned);
+    const auto kernel = has_whole_packs(a) ? scan_steps<T, S, kPackBytes / sizeof(S)> : scan_steps<T, S, 1>;
+    launch(kernel, grid_of(a, blocks_of_group(a), a.groups), kStepThreads,
+           2 * static_cast<size_t>(StepInputs::bytes(layout)), stream, a, layout, workspace.scanned);
   });
+}
+
+template <class T>
+void launch_finish(const Call& a, const Workspace& workspace, Stream stream) {
+  const dim3 grid(static_cast<unsigned>(a.batch * std::max<int64_t>(a.length, 1)), static_cast<unsigned>(a.groups));
+  launch(finish<T>, grid, finish_threads(a.s.width), finish_shared_bytes(a.s.width), stream, a, workspace.scanned);
 }
 
 template <class T, int kState>
@@ -119,7 +147,7 @@ const char* mamba2_mixer_unsupported(const Mamba2MixerArgs& a) {
 
 size_t mamba2_mixer_workspace(const Mamba2MixerArgs& args) { return Workspace(args, nullptr).bytes(); }
 
-void mamba2_mixer(const Mamba2MixerArgs& args, void* memory, Stream stream) {
+void mamba2_mixer(const Mamba2MixerArgs& args, void* memory, uint32_t* arrivals, Stream stream) {
   if (const char* reason = mamba2_mixer_unsupported(args)) {
     throw std::invalid_argument(std::string("mamba2_mixer: ") + reason + ".");
   }
@@ -127,14 +155,12 @@ void mamba2_mixer(const Mamba2MixerArgs& args, void* memory, Stream stream) {
   const Workspace workspace(args, memory);
   with_type(args.type, [&](auto activation) {
     using T = decltype(activation);
+    if (ends_in_place(args, arrivals)) return launch_step<T>(call, workspace, arrivals, stream);
     if constexpr (!std::is_same_v<T, float>) {
       if (in_chunks(args)) launch_chunks<T>(call, workspace, stream);
     }
-    if (!in_chunks(args)) launch_steps<T>(call, workspace.scanned, stream);
-    const dim3 grid(static_cast<unsigned>(args.batch * std::max<int64_t>(args.length, 1)),
-                    static_cast<unsigned>(args.groups));
-    launch(finish<T>, grid, finish_threads(call.s.width), finish_shared_bytes(call.s.width), stream, call,
-           workspace.scanned);
+    if (!in_chunks(args)) launch_steps<T>(call, workspace, stream);
+    launch_finish<T>(call, workspace, stream);
   });
 }
 

@@ -31,7 +31,8 @@ const char* mamba2_mixer_unsupported(const Mamba2MixerArgs& args);
 // grows with batch and length.
 size_t mamba2_mixer_workspace(const Mamba2MixerArgs& args);
 
-// Starts the kernels on `stream`. All addresses divide by 16; the workspace may begin as anything.
-void mamba2_mixer(const Mamba2MixerArgs& args, void* workspace, Stream stream);
+// Starts the kernels on `stream`. All addresses divide by 16; the workspace may begin as anything. With arrivals
+// (native/arrivals.h), which may be null, a single token takes one kernel.
+void mamba2_mixer(const Mamba2MixerArgs& args, void* workspace, uint32_t* arrivals, Stream stream);
 
 }  // namespace edge::cuda

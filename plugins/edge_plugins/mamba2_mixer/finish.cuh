@@ -1,9 +1,7 @@
-// The end of every call: y's gate and norm, and the convolution's state.
+// The end of every call of more than one token: y's gate and norm, and the convolution's state.
 //
-// Why a kernel of its own, also after a single token: a group's norm needs all blocks of the scan. They could count
-// themselves in, and the last one go on; but the workspace begins as anything at every call (engines share it between
-// layers), so that the counter would need a kernel of its own before the scan. And B and C's carried inputs, which all
-// of a group's blocks read, may be overwritten in place here without asking who has read them.
+// A kernel of its own, for a group's norm needs all blocks of the scan; and B and C's carried inputs, which all of a
+// group's blocks read, may be overwritten in place here without asking who has read them.
 #pragma once
 
 #include <algorithm>
@@ -25,15 +23,25 @@ inline size_t finish_shared_bytes(int64_t width) {
   return (static_cast<size_t>(width) + kFinishThreads / kWarp) * sizeof(float);
 }
 
-// The sum over all threads of the block, the same in each; `sums` has room for one of every warp.
-__device__ inline float block_sum(float value, float* sums) {
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+// The sum over all lanes of the warp, the same in each.
+__device__ inline float warp_sum(float value) {
   for (int mask = kWarp / 2; mask > 0; mask /= 2) value += __shfl_xor_sync(kAllLanes, value, mask);
-  if (lane == 0) sums[warp] = value;
+  return value;
+}
+
+// The sum over all threads of the block, for those that want it; `sums` has room for one of every warp.
+__device__ inline float block_sum(float value, float* sums, bool wanted = true) {
+  value = warp_sum(value);
+  if (threadIdx.x % kWarp == 0) sums[threadIdx.x / kWarp] = value;
   __syncthreads();
   float total = 0;
-  for (unsigned w = 0; w < blockDim.x / kWarp; ++w) total += sums[w];
+  for (unsigned warp = 0; wanted && warp < blockDim.x / kWarp; ++warp) total += sums[warp];
   return total;
+}
+
+// What a group's values are multiplied by, beside the weight, from the sum of their squares.
+__device__ inline float norm_scale(const Call& a, float squares) {
+  return 1.0f / sqrtf(squares / static_cast<float>(a.s.width) + a.eps);
 }
 
 // scanned * SiLU(z), RMS-normalised over a group's channels, the first of which is `channel`, times the weight.
@@ -48,22 +56,35 @@ __device__ inline void gate_and_normalise(const Call& a, int64_t position, int c
     gated[i] = from[i] * silu(to_float(z[i]));
     squares += gated[i] * gated[i];
   }
-  const float mean = block_sum(squares, gated + width) / static_cast<float>(width);
-  const float scale = 1.0f / sqrtf(mean + a.eps);
+  const float scale = norm_scale(a, block_sum(squares, gated + width));
   T* to = static_cast<T*>(a.y) + (position * a.s.inner) + channel;
   for (int i = static_cast<int>(threadIdx.x); i < width; i += threads) {
     to[i] = from_float<T>(gated[i] * scale * a.norm_weight[channel + i]);
   }
 }
 
-// The last kernel - 1 inputs of `count` channels. In place, what is read is never before what is written.
+// The last kernel - 1 inputs of a channel. In place, what is read is never before what is written.
+template <class T>
+__device__ inline void carry_channel(const Call& a, int64_t batch, int channel) {
+  const ConvInputs<T> inputs(a, batch, channel, a.length);
+  float* now = a.present_conv + (((batch * a.s.conv_dim) + channel) * a.s.past);
+  EDGE_ROLL
+  for (int tap = 0; tap < a.s.past; ++tap) now[tap] = inputs.load(a.s.past - tap).value();
+}
+
+// Those of `count` channels.
 template <class T>
 __device__ inline void carry_inputs(const Call& a, int64_t batch, int channel, int count) {
-  for (int c = channel + static_cast<int>(threadIdx.x); c < channel + count; c += static_cast<int>(blockDim.x)) {
-    const ConvInputs<T> inputs(a, batch, c, a.length);
-    float* now = a.present_conv + (((batch * a.s.conv_dim) + c) * a.s.past);
-    for (int tap = 0; tap < a.s.past; ++tap) now[tap] = inputs.load(a.s.past - tap).value();
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+    carry_channel<T>(a, batch, channel + i);
   }
+}
+
+// Those of a group's B and C.
+template <class T>
+__device__ inline void carry_bc(const Call& a, int64_t batch, int group) {
+  carry_inputs<T>(a, batch, a.s.inner + (group * a.s.state), a.s.state);
+  carry_inputs<T>(a, batch, a.s.inner + a.s.bc + (group * a.s.state), a.s.state);
 }
 
 // grid: (batch * positions, groups), where positions is the length, or 1 where that is 0.
@@ -78,8 +99,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish(Call a, const float* sc
   }
   if (t != positions - 1) return;
   carry_inputs<T>(a, batch, group * a.s.width, a.s.width);
-  carry_inputs<T>(a, batch, a.s.inner + (group * a.s.state), a.s.state);
-  carry_inputs<T>(a, batch, a.s.inner + a.s.bc + (group * a.s.state), a.s.state);
+  carry_bc<T>(a, batch, group);
 }
 
 }  // namespace edge::cuda

@@ -28,7 +28,9 @@ struct Call : Mamba2MixerArgs {
   } s;
 };
 
-// Neighbours that one instruction moves: up to 16 bytes, at a multiple of their size.
+constexpr int kPackBytes = 16;
+
+// Neighbours that one instruction moves: up to kPackBytes, at a multiple of their size.
 template <class T, int kCount>
 struct alignas(sizeof(T) * kCount) Pack {
   T values[kCount];

@@ -4,8 +4,14 @@
 // A row's state lies in the registers of up to 32 lanes from the first position to the last: whatever the length, it is
 // read once and written once. What a position needs is the work of all threads (prepare_step), behind one barrier;
 // meanwhile the state's loads are under way.
+//
+// A group's norm, and the convolution's inputs that its blocks share, need all of them. After one token the last block
+// to arrive sees to both (scan_step); what is left to it is little, for gates and squares are the work of every block.
+// After several it would be too much for one: they are followed by another launch (finish.cuh).
 #pragma once
 
+#include "../native/arrivals.cuh"
+#include "finish.cuh"
 #include "mixer.cuh"
 
 namespace edge::cuda {
@@ -31,7 +37,7 @@ struct RowInput {
   float decay;    // exp(dt a)
   float added;    // dt x
   float skipped;  // d x
-  float unused;
+  float gate;     // SiLU(z), or 1
 };
 
 // What a position brings, in shared memory. Lanes find their values of B and C side by side: the i-th of lane l stands
@@ -72,22 +78,24 @@ struct StepBlock {
   int row_step;  // from one of them to the next
 };
 
-template <class T>
+template <class T, bool kGated>
 __device__ inline RowInput prepare_row(const Call& a, const StepBlock& at, int64_t t, int row) {
   if (row >= at.rows) return {};
   const int channel = at.channel + row, head = channel / a.s.head_dim;
   const float x = convolve<T>(a, at.batch, channel, t), dt = time_step<T>(a, at.batch, head, t);
-  return {expf(dt * rate(a, head)), dt * x, a.d[head] * x, 0.0f};
+  const float gate = kGated ? silu(to_float(proj_row<T>(a, at.batch, t)[channel])) : 1.0f;
+  if (kGated) carry_channel<T>(a, at.batch, channel);
+  return {expf(dt * rate(a, head)), dt * x, a.d[head] * x, gate};
 }
 
 // B and C are made by every block of a group again: that costs reads from the second-level cache, no traffic beyond.
-template <class T, int kPer>
+template <class T, int kPer, bool kGated>
 __device__ inline void prepare_step(const Call& a, const StepBlock& at, const StepLayout& layout, int64_t t,
                                     const StepInputs& to) {
   const int values = layout.row_values(), state = a.s.state;
   for (int i = static_cast<int>(threadIdx.x); i < 2 * values + layout.block_rows(); i += kStepThreads) {
     if (i >= 2 * values) {
-      to.rows[i - (2 * values)] = prepare_row<T>(a, at, t, i - (2 * values));
+      to.rows[i - (2 * values)] = prepare_row<T, kGated>(a, at, t, i - (2 * values));
       continue;
     }
     const bool is_c = i >= values;
@@ -103,6 +111,14 @@ template <class S, int kPer>
 struct StoredRows {
   static constexpr int kPacks = kStepValues / kPer;
   Pack<S, kPer> packs[kStepRows][kPacks];
+
+  // From and to the block's rows in memory.
+  __device__ void load(const Call& a, const StepBlock& at, const StepLayout& layout, const S* rows) {
+    each(a, at, layout, [rows](auto& pack, int index) { pack = *reinterpret_cast<const Pack<S, kPer>*>(rows + index); });
+  }
+  __device__ void store(const Call& a, const StepBlock& at, const StepLayout& layout, S* rows) {
+    each(a, at, layout, [rows](const auto& pack, int index) { *reinterpret_cast<Pack<S, kPer>*>(rows + index) = pack; });
+  }
 
   // Calls move(pack, index in the block's rows) for every pack that there is.
   template <class Move>
@@ -135,62 +151,115 @@ struct StoredRows {
   }
 };
 
-// One position: the state's update and y = h C + d x for the rows of this thread; y (block rows).
-__device__ inline void update_rows(float (&h)[kStepRows][kStepValues], const StepBlock& at, const StepLayout& layout,
+// One position: the state's update and y = (h C + d x) gate for the rows of this thread; y (block rows). Returns the sum
+// of squares of what it wrote.
+__device__ inline float update_rows(float (&h)[kStepRows][kStepValues], const StepBlock& at, const StepLayout& layout,
                                    const StepInputs& in, float* y) {
-  float b[kStepValues], c[kStepValues], sums[kStepRows] = {};
-  EDGE_UNROLL
-  for (int i = 0; i < kStepValues; ++i) {
-    b[i] = in.b[(i << layout.bits) + at.lane];
-    c[i] = in.c[(i << layout.bits) + at.lane];
-  }
+  float decays[kStepRows], added[kStepRows], sums[kStepRows];
   EDGE_UNROLL
   for (int slot = 0; slot < kStepRows; ++slot) {
     const RowInput row = in.rows[at.row + (slot * at.row_step)];
+    decays[slot] = row.decay;
+    added[slot] = row.added;
+    sums[slot] = at.lane == 0 ? row.skipped : 0.0f;
+  }
+  EDGE_UNROLL
+  for (int i = 0; i < kStepValues; ++i) {
+    const float b = in.b[(i << layout.bits) + at.lane], c = in.c[(i << layout.bits) + at.lane];
     EDGE_UNROLL
-    for (int i = 0; i < kStepValues; ++i) {
-      h[slot][i] = h[slot][i] * row.decay + row.added * b[i];
-      sums[slot] += h[slot][i] * c[i];
+    for (int slot = 0; slot < kStepRows; ++slot) {
+      h[slot][i] = h[slot][i] * decays[slot] + added[slot] * b;
+      sums[slot] += h[slot][i] * c;
     }
-    if (at.lane == 0) sums[slot] += row.skipped;
   }
   for (int mask = 1 << layout.bits >> 1; mask > 0; mask >>= 1) {
     EDGE_UNROLL
     for (int slot = 0; slot < kStepRows; ++slot) sums[slot] += __shfl_xor_sync(kAllLanes, sums[slot], mask);
   }
+  float squares = 0;
   EDGE_UNROLL
   for (int slot = 0; slot < kStepRows; ++slot) {
     const int row = at.row + (slot * at.row_step);
-    if (at.lane == 0 && row < at.rows) y[row] = sums[slot];
+    if (at.lane != 0 || row >= at.rows) continue;
+    const float value = sums[slot] * in.rows[row].gate;
+    y[row] = value;
+    squares += value * value;
   }
+  return squares;
 }
 
-// grid: (blocks of a group, groups, batch). T: type of proj; S: of the state; kPer: its values in a pack, 1 where rows
-// begin anywhere; kOne: for a length of 1 alone. y (batch, length, inner): neither gated nor normalised yet, for a
-// group's norm needs all of its blocks (finish.cuh).
-template <class T, class S, int kPer, bool kOne>
-__global__ void __launch_bounds__(kStepThreads, kOne ? 3 : 1) scan_steps(Call a, StepLayout layout, float* y) {
+// The end of a token: y, from gated values (inner) and the sums of their squares of each of the group's blocks; and the
+// carried inputs of B and C.
+template <class T>
+__device__ inline void finish_group(const Call& a, const StepBlock& at, const float* gated, const float* squares) {
+  float sum = 0;
+  for (unsigned i = threadIdx.x % kWarp; i < gridDim.x; i += kWarp) sum += squares[i];
+  const float scale = norm_scale(a, warp_sum(sum));
+  T* y = static_cast<T*>(a.y) + (at.batch * a.s.inner);
+  const int first = at.group * a.s.width;
+  for (int i = first + static_cast<int>(threadIdx.x); i < first + a.s.width; i += kStepThreads) {
+    y[i] = from_float<T>(gated[i] * scale * a.norm_weight[i]);
+  }
+  carry_bc<T>(a, at.batch, at.group);
+}
+
+// What scan_step has in shared memory before its inputs.
+struct alignas(16) StepEnd {
+  float warp_sums[kStepThreads / kWarp];
+  uint32_t is_last;
+};
+
+// A single token, from beginning to end. grid: (blocks of a group, groups, batch). T: type of proj; S: of the state, whose
+// rows are whole packs. gated (batch, inner); squares (batch, groups, blocks); arrivals (batch, groups).
+template <class T, class S>
+__global__ void __launch_bounds__(kStepThreads, 3)
+    scan_step(Call a, StepLayout layout, float* gated, float* squares, uint32_t* arrivals) {
+  constexpr int kPer = kPackBytes / sizeof(S);
   EDGE_SHARED(memory);
   const StepBlock at(a, layout);
-  const int64_t length = kOne ? 1 : a.length, first = ((at.batch * a.s.inner) + at.channel) * a.s.state;
+  const int64_t first = ((at.batch * a.s.inner) + at.channel) * a.s.state;
   StoredRows<S, kPer> stored = {};
-  stored.each(a, at, layout, [past = static_cast<const S*>(a.past_ssm) + first](auto& pack, int index) {
-    pack = *reinterpret_cast<const Pack<S, kPer>*>(past + index);
-  });
+  stored.load(a, at, layout, static_cast<const S*>(a.past_ssm) + first);
+  auto& shared = *reinterpret_cast<StepEnd*>(memory);
+  const StepInputs inputs(memory + sizeof(StepEnd), layout);
+  prepare_step<T, kPer, true>(a, at, layout, 0, inputs);
+  __syncthreads();
   float h[kStepRows][kStepValues];
-  if (!kOne) stored.widen(h);
-  for (int64_t t = 0; t < length; ++t) {
+  stored.widen(h);  // not before: until here nothing has waited for the state
+  gated += at.batch * a.s.inner;
+  const float mine = update_rows(h, at, layout, inputs, gated + at.channel);
+  stored.narrow(h);
+  const bool first_thread = threadIdx.x == 0;
+  const float sum = block_sum(mine, shared.warp_sums, first_thread);
+  const unsigned group = blockIdx.z * gridDim.y + blockIdx.y;
+  squares += group * gridDim.x;
+  if (first_thread) squares[blockIdx.x] = sum;
+  arrive(arrivals + group, gridDim.x, &shared.is_last);
+  stored.store(a, at, layout, static_cast<S*>(a.present_ssm) + first);
+  __syncthreads();
+  if (shared.is_last != 0) finish_group<T>(a, at, gated, squares);
+}
+
+// Any number of tokens. grid and T as above; kPer: numbers of the state in a pack, 1 where rows are no whole packs. y
+// (batch, length, inner): neither gated nor normalised yet.
+template <class T, class S, int kPer>
+__global__ void __launch_bounds__(kStepThreads, 1) scan_steps(Call a, StepLayout layout, float* y) {
+  EDGE_SHARED(memory);
+  const StepBlock at(a, layout);
+  const int64_t first = ((at.batch * a.s.inner) + at.channel) * a.s.state;
+  StoredRows<S, kPer> stored = {};
+  stored.load(a, at, layout, static_cast<const S*>(a.past_ssm) + first);
+  float h[kStepRows][kStepValues];
+  stored.widen(h);
+  for (int64_t t = 0; t < a.length; ++t) {
     // Two sets of inputs in turn: slower warps may still read the last position's.
     const StepInputs inputs(memory + (t % 2 * StepInputs::bytes(layout)), layout);
-    prepare_step<T, kPer>(a, at, layout, t, inputs);
+    prepare_step<T, kPer, false>(a, at, layout, t, inputs);
     __syncthreads();
-    if (kOne) stored.widen(h);  // not before: until here nothing has waited for the state
-    update_rows(h, at, layout, inputs, y + (((at.batch * length) + t) * a.s.inner) + at.channel);
+    update_rows(h, at, layout, inputs, y + (((at.batch * a.length) + t) * a.s.inner) + at.channel);
   }
   stored.narrow(h);
-  stored.each(a, at, layout, [present = static_cast<S*>(a.present_ssm) + first](const auto& pack, int index) {
-    *reinterpret_cast<Pack<S, kPer>*>(present + index) = pack;
-  });
+  stored.store(a, at, layout, static_cast<S*>(a.present_ssm) + first);
 }
 
 }  // namespace edge::cuda

@@ -1,4 +1,4 @@
-// edge::MoE on a GPU. Few slots: routing, up, down, combining. Many: routing, sorting, up, down, combining.
+// edge::MoE on a GPU. Few slots: routing, up, down with combining. Many: routing, sorting, up, down, combining.
 #include <algorithm>
 
 #include "../native/weight_products.h"
@@ -108,7 +108,7 @@ size_t moe_workspace(const MoeArgs& args) {
   return std::max(few, routes + tiles.used());
 }
 
-void moe(const MoeArgs& args, void* workspace, Stream stream) {
+void moe(const MoeArgs& args, void* workspace, uint32_t* arrivals, Stream stream) {
   if (const char* reason = moe_unsupported(args)) throw std::invalid_argument(std::string("moe: ") + reason);
   if (args.tokens == 0) return;
   Workspace memory(workspace);
@@ -127,9 +127,8 @@ void moe(const MoeArgs& args, void* workspace, Stream stream) {
   }
   const FewBuffers buffers = take_few(args, routes.slots, memory);
   partial_products(groups, args.up, inputs, buffers.risen, stream);
-  partial_products(groups, args.down, ActivatedInputs{args.type, args.activation, buffers.risen}, buffers.fallen,
-                   stream);
-  combine(combination, buffers.fallen, args.type, args.y, stream);
+  combined_products(groups, args.down, ActivatedInputs{args.type, args.activation, buffers.risen}, buffers.fallen,
+                    combination, args.y, arrivals, stream);
 }
 
 }  // namespace edge::cuda

@@ -21,8 +21,9 @@ struct MoeArgs : MoeShape {
 // Bytes of device memory that a call needs; no fewer for more tokens.
 size_t moe_workspace(const MoeArgs& args);
 
-// Allocates nothing, waits for nothing. Throws std::invalid_argument with moe_unsupported's words.
-void moe(const MoeArgs& args, void* workspace, Stream stream);
+// Allocates nothing, waits for nothing. With arrivals (native/arrivals.h), which may be null, the last of the kernels
+// for few tokens is left out. Throws std::invalid_argument with moe_unsupported's words.
+void moe(const MoeArgs& args, void* workspace, uint32_t* arrivals, Stream stream);
 
 // Why these types and sizes cannot be computed, or nullptr.
 const char* moe_unsupported(const MoeArgs& args);

@@ -162,6 +162,12 @@ __device__ inline uint32_t mask_and_flip(uint32_t bits, uint32_t mask, uint32_t 
   return y;
 }
 
+// ---- Memory that blocks share ----
+
+// With an atomic operation behind it releases what the thread wrote, and before it its block behind a barrier; with one
+// before it acquires. __threadfence() orders more, and waits longer.
+__device__ inline void fence_device() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
 // ---- Tensor cores and asynchronous copies ----
 
 // d (16, 8) += a (16, 16) b (16, 8), in the register layout of PTX's mma.m16n8k16. T is float16 or bfloat16.

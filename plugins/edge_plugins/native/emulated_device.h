@@ -110,6 +110,7 @@ void launch(void (*kernel)(P...), dim3 grid, unsigned threads, size_t shared_byt
   emulated::run(grid, threads, shared_bytes, [&] { kernel(arguments...); });
 }
 
+inline void fence_device() {}
 inline float fast_exp2(float x) { return std::exp2(x); }
 inline uint32_t mask_and_flip(uint32_t bits, uint32_t mask, uint32_t flips) { return (bits & mask) ^ flips; }
 
@@ -137,7 +138,6 @@ inline void wait_async() {
 
 inline void __syncthreads() { edge::emulated::block_barrier(); }
 inline void __syncwarp(unsigned = 0xffffffffu) { edge::emulated::warp_barrier(); }
-inline void __threadfence() {}
 template <class T>
 T __shfl_sync(unsigned, T value, int lane) {
   return edge::emulated::from_lane(value, static_cast<unsigned>(lane));
@@ -178,14 +178,9 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   return chosen;
 }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
-inline int atomicAdd(int* to, int value) {
-  const int before = *to;
-  *to += value;
-  return before;
-}
-inline unsigned atomicAdd(unsigned* to, unsigned value) {
+inline unsigned atomicInc(unsigned* to, unsigned limit) {
   const unsigned before = *to;
-  *to += value;
+  *to = before >= limit ? 0 : before + 1;
   return before;
 }
 template <class T>

@@ -7,9 +7,11 @@
 // close to all that a Jetson's cores can issue while its memory delivers (docs/gpu.md has the counts).
 //
 // `in` is divided over the warps of a block and over slices (blocks), both in a fixed order, so that a large GPU has
-// enough loads under way although a decode step has few columns. A block adds up its warps' sums in shared memory.
+// enough loads under way although a decode step has few columns. A block adds up its warps' sums in shared memory; the
+// last block of a tile of columns may add up the slices and put together what belongs to a token (Ending).
 #pragma once
 
+#include "arrivals.cuh"
 #include "product_inputs.cuh"
 #include "row_tiles.cuh"
 #include "weight_fragments.cuh"
@@ -19,6 +21,7 @@ namespace edge::cuda {
 constexpr int kSliceRows = 8;
 constexpr int kSliceWarps = 4;
 constexpr int kLongestSlice = 1024;  // inputs, kept in shared memory
+constexpr int kEndingBytes = 128;    // at the beginning of shared memory
 
 template <class Stored>
 struct SliceSizes {
@@ -170,17 +173,45 @@ __device__ inline void reduce_warps(const float (&sums)[SliceSizes<Stored>::kOut
   }
 }
 
-// Grid: (tiles of columns, tiles of 8 rows, slices). Shared memory: slice_bytes(). Bounds: 12 or 16 warps on a
-// multiprocessor, each with 2 KiB of weights on their way, and no spills.
+// What the last block of a tile of columns does. For few tokens: it is one block.
+struct Ending {
+  Combination combination;
+  void* y;             // (tokens, width) of the activations' type
+  uint32_t* arrivals;  // (tiles of columns); null: there is no ending
+};
+
+template <class T>
+__device__ inline void combine_columns(const Ending& ending, const PartialSums& sums, int first_column, int columns) {
+  const Combination& c = ending.combination;
+  const int fours = min(columns, c.width - first_column) / 4;
+  for (int i = static_cast<int>(threadIdx.x); i < c.tokens * fours; i += kSliceWarps * kWarp) {
+    const int token = i / fours, column = first_column + i % fours * 4;
+    float4 all = {};
+    for (int k = 0; k < c.top_k; ++k) {
+      const int slot = token * c.top_k + k, row = c.position == nullptr ? slot : c.position[slot];
+      const float share = c.shares == nullptr ? 1.0f : c.shares[slot];
+      float4 sum = {};
+      for (int slice = 0; slice < sums.slices; ++slice) {
+        const int64_t slice_row = static_cast<int64_t>(slice) * sums.rows + row;
+        const float4 part = *reinterpret_cast<const float4*>(sums.sums + (slice_row * sums.out + column));
+        sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
+      }
+      all.x += share * sum.x, all.y += share * sum.y, all.z += share * sum.z, all.w += share * sum.w;
+    }
+    const T four[4] = {from_float<T>(all.x), from_float<T>(all.y), from_float<T>(all.z), from_float<T>(all.w)};
+    uint2 bits;
+    std::memcpy(&bits, four, sizeof bits);
+    *reinterpret_cast<uint2*>(static_cast<T*>(ending.y) + static_cast<int64_t>(token) * c.width + column) = bits;
+  }
+}
+
+// A block's slice of a tile of rows, to its place among the outputs.
 template <class T, class Stored, class Reader>
-__global__ void __launch_bounds__(kSliceWarps* kWarp, std::is_same_v<Stored, Int4> ? 3 : 4)
-    slice_product(RowGroups groups, Weight weight, Reader read, PartialSums outputs, int pitch) {
+__device__ inline void multiply_slice(const RowTile& tile, const Weight& weight, const Reader& read,
+                                      const PartialSums& outputs, int pitch, unsigned char* memory) {
   using Sizes = SliceSizes<Stored>;
-  EDGE_SHARED(memory);
   auto* inputs = reinterpret_cast<T*>(memory);  // (8, pitch)
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-  const RowTile tile = find_tile<kSliceRows>(groups, static_cast<int>(blockIdx.y));
-  if (tile.count == 0) return;
   const int units = static_cast<int>(weight.in) / Sizes::kUnit, slice = static_cast<int>(blockIdx.z);
   const int first = units * slice / outputs.slices, last = units * (slice + 1) / outputs.slices;
   const int begin = first + (last - first) * warp / kSliceWarps;
@@ -222,6 +253,23 @@ __global__ void __launch_bounds__(kSliceWarps* kWarp, std::is_same_v<Stored, Int
   reduce_warps<Stored>(sums, reinterpret_cast<float*>(memory), tile, first_column, outputs);
 }
 
+// Grid: (tiles of columns, tiles of 8 rows, slices). Shared memory: slice_bytes(). Bounds: 12 or 16 warps on a
+// multiprocessor, each with 2 KiB of weights on their way, and no spills.
+template <class T, class Stored, class Reader>
+__global__ void __launch_bounds__(kSliceWarps* kWarp, std::is_same_v<Stored, Int4> ? 3 : 4)
+    slice_product(RowGroups groups, Weight weight, Reader read, PartialSums outputs, int pitch, Ending ending) {
+  EDGE_SHARED(memory);
+  const RowTile tile = find_tile<kSliceRows>(groups, static_cast<int>(blockIdx.y));
+  if (tile.count > 0) multiply_slice<T, Stored>(tile, weight, read, outputs, pitch, memory + kEndingBytes);
+  if (ending.arrivals == nullptr) return;
+  auto* is_last = reinterpret_cast<uint32_t*>(memory);
+  __syncthreads();
+  arrive(ending.arrivals + blockIdx.x, gridDim.y * gridDim.z, is_last);
+  __syncthreads();
+  constexpr int kColumns = SliceSizes<Stored>::kColumns;
+  if (*is_last != 0) combine_columns<T>(ending, outputs, static_cast<int>(blockIdx.x) * kColumns, kColumns);
+}
+
 // Elements between rows of inputs in shared memory: rows begin 16 bytes apart, modulo 128, so that 8 rows of 4 pairs
 // lie in different banks.
 template <class Stored>
@@ -234,7 +282,8 @@ int slice_pitch(const Weight& weight, int slices) {
 template <class T, class Stored>
 size_t slice_bytes(int pitch) {
   const int sums = kSliceWarps * kSliceRows * SliceSizes<Stored>::kColumns;
-  return std::max(static_cast<size_t>(kSliceRows * pitch) * sizeof(T), static_cast<size_t>(sums) * sizeof(float));
+  const size_t inputs = static_cast<size_t>(kSliceRows * pitch) * sizeof(T);
+  return kEndingBytes + std::max(inputs, static_cast<size_t>(sums) * sizeof(float));
 }
 
 }  // namespace edge::cuda

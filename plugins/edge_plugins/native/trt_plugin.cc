@@ -5,6 +5,7 @@
 #include <set>
 #include <string>
 
+#include "arrivals.h"
 #include "trt_log.h"
 
 namespace edge::trt {
@@ -84,7 +85,9 @@ class Plugin final : public nv::IPluginV3,
                      public nv::IPluginV3OneBuild,
                      public nv::IPluginV3OneRuntime {
  public:
-  explicit Plugin(std::shared_ptr<const Shared> shared) : shared_(std::move(shared)) {}
+  // arrivals: a context's own; null while an engine is built.
+  explicit Plugin(std::shared_ptr<const Shared> shared, std::shared_ptr<uint32_t> arrivals = nullptr)
+      : shared_(std::move(shared)), arrivals_(std::move(arrivals)) {}
 
   nv::IPluginCapability* getCapabilityInterface(nv::PluginCapabilityType type) noexcept override {
     switch (type) {
@@ -99,7 +102,11 @@ class Plugin final : public nv::IPluginV3,
   }
 
   nv::IPluginV3* clone() noexcept override { return new (std::nothrow) Plugin(shared_); }
-  nv::IPluginV3* attachToContext(nv::IPluginResourceContext*) noexcept override { return clone(); }
+  nv::IPluginV3* attachToContext(nv::IPluginResourceContext*) noexcept override {
+    nv::IPluginV3* attached = nullptr;
+    guarded([&] { attached = new Plugin(shared_, cuda::make_arrivals()); });
+    return attached;
+  }
 
   // ---- Core ----
 
@@ -183,7 +190,7 @@ class Plugin final : public nv::IPluginV3,
       Call call = actual(in);
       for (size_t i = 0; i < node().inputs.size(); ++i) call.inputs[i].data = const_cast<void*>(inputs[i]);
       std::copy_n(outputs, node().outputs.size(), call.outputs.begin());
-      node().run(call, workspace, stream);
+      node().run(call, workspace, arrivals_.get(), stream);
     });
   }
 
@@ -244,6 +251,7 @@ class Plugin final : public nv::IPluginV3,
   }
 
   const std::shared_ptr<const Shared> shared_;
+  const std::shared_ptr<uint32_t> arrivals_;
 };
 
 }  // namespace

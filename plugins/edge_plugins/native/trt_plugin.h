@@ -3,6 +3,7 @@
 
 #include <array>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "stream.h"
@@ -46,19 +47,26 @@ class Node {
   // Why the kernel cannot do it, or nullptr. Throws for shapes that contradict each other.
   virtual const char* unsupported(const Call& call) const = 0;
   virtual size_t workspace(const Call& call) const = 0;  // bytes
-  virtual void run(const Call& call, void* workspace, Stream stream) const = 0;
+  // arrivals: native/arrivals.h, or null.
+  virtual void run(const Call& call, void* workspace, uint32_t* arrivals, Stream stream) const = 0;
 };
 
-// A node of an operator whose cuda.h declares these three functions.
-template <class Args, const char* (*unsupported_of)(const Args&), size_t (*workspace_of)(const Args&),
-          void (*run_of)(const Args&, void*, Stream)>
+// A node of an operator whose cuda.h declares these three functions; the last one's parameters are those of Node::run,
+// with or without arrivals.
+template <class Args, const char* (*unsupported_of)(const Args&), size_t (*workspace_of)(const Args&), auto run_of>
 class KernelNode : public Node {
  public:
   using Node::Node;
 
   const char* unsupported(const Call& call) const final { return unsupported_of(arguments(call)); }
   size_t workspace(const Call& call) const final { return workspace_of(arguments(call)); }
-  void run(const Call& call, void* workspace, Stream stream) const final { run_of(arguments(call), workspace, stream); }
+  void run(const Call& call, void* workspace, uint32_t* arrivals, Stream stream) const final {
+    if constexpr (std::is_invocable_v<decltype(run_of), const Args&, void*, uint32_t*, Stream>) {
+      run_of(arguments(call), workspace, arrivals, stream);
+    } else {
+      run_of(arguments(call), workspace, stream);
+    }
+  }
 
  protected:
   // Allocates nothing. Refuses shapes that contradict each other.

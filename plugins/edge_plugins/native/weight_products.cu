@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kEnoughBlocks = 256;  // two for each of a large GPU's multiprocessors
 constexpr int kFewRowsPerMatrix = 16;
+constexpr int kFewRowsToCombine = 64;  // by the blocks that have arrived last
 constexpr unsigned kCombineThreads = 256;
 
 constexpr unsigned tiles_of(int64_t count, int64_t per_tile) {
@@ -48,6 +49,11 @@ void for_format(WeightFormat format, const F& f) {
   throw std::invalid_argument("float32 weights are not for tensor cores");
 }
 
+template <class T>
+PlainReader<T> plain_reader(const Inputs& inputs, const Weight& weight) {
+  return {static_cast<const T*>(inputs.x), inputs.source, static_cast<int>(weight.in)};
+}
+
 template <class T, class Reader>
 void launch_plain(const RowGroups& groups, const Weight& weight, const Reader& read, const PartialSums& outputs,
                   Stream stream) {
@@ -58,14 +64,14 @@ void launch_plain(const RowGroups& groups, const Weight& weight, const Reader& r
 
 template <class T, class Reader>
 void launch_slices(const RowGroups& groups, const Weight& weight, const Reader& read, const PartialSums& outputs,
-                   Stream stream) {
+                   const Ending& ending, Stream stream) {
   for_format(weight.format, [&](auto stored) {
     using Stored = typename decltype(stored)::type;
     const dim3 grid(tiles_of(weight.out, SliceSizes<Stored>::kColumns),
                     static_cast<unsigned>(most_tiles(groups, kSliceRows)), static_cast<unsigned>(outputs.slices));
     const int pitch = slice_pitch<Stored>(weight, outputs.slices);
     launch(slice_product<T, Stored, Reader>, grid, kSliceWarps * kWarp, slice_bytes<T, Stored>(pitch), stream, groups,
-           weight, read, outputs, pitch);
+           weight, read, outputs, pitch, ending);
   });
 }
 
@@ -73,7 +79,7 @@ template <class T, class Reader>
 void launch_partial(const RowGroups& groups, const Weight& weight, const Reader& read, Type type,
                     const PartialSums& outputs, Stream stream) {
   if constexpr (!std::is_same_v<T, float>) {
-    if (fits_tensor_cores(weight, type)) return launch_slices<T>(groups, weight, read, outputs, stream);
+    if (fits_tensor_cores(weight, type)) return launch_slices<T>(groups, weight, read, outputs, {}, stream);
   }
   launch_plain<T>(groups, weight, read, outputs, stream);
 }
@@ -119,6 +125,25 @@ void launch_combine(const Combination& c, const Reader& read, void* y, Stream st
   launch(combine_products<T, Reader>, grid, kCombineThreads, 0, stream, c, read, static_cast<T*>(y));
 }
 
+// Whether the last blocks may combine: they are few, and what they do must not take longer than another launch.
+bool ends_in_place(const RowGroups& groups, const Weight& weight, const uint32_t* arrivals) {
+  constexpr int64_t kFewestColumns = 64;  // of a tile
+  return arrivals != nullptr && groups.rows <= kFewRowsToCombine && weight.out <= kFewestColumns * kArrivals;
+}
+
+template <class T, class Reader>
+void launch_combined(const RowGroups& groups, const Weight& weight, const Reader& read, Type type,
+                     const PartialSums& sums, const Combination& combination, void* y, uint32_t* arrivals,
+                     Stream stream) {
+  if constexpr (!std::is_same_v<T, float>) {
+    if (fits_tensor_cores(weight, type) && ends_in_place(groups, weight, arrivals)) {
+      return launch_slices<T>(groups, weight, read, sums, {combination, y, arrivals}, stream);
+    }
+  }
+  launch_partial<T>(groups, weight, read, type, sums, stream);
+  launch_combine<T>(combination, SumReader{sums}, y, stream);
+}
+
 }  // namespace
 
 int slices_of(const Weight& weight, Type type, int rows) {
@@ -138,16 +163,26 @@ void partial_products(const RowGroups& groups, const Weight& weight, const Input
                       Stream stream) {
   for_float(inputs.type, [&](auto t) {
     using T = typename decltype(t)::type;
-    const PlainReader<T> read{static_cast<const T*>(inputs.x), inputs.source, static_cast<int>(weight.in)};
-    launch_partial<T>(groups, weight, read, inputs.type, outputs, stream);
+    launch_partial<T>(groups, weight, plain_reader<T>(inputs, weight), inputs.type, outputs, stream);
   });
 }
 
-void partial_products(const RowGroups& groups, const Weight& weight, const ActivatedInputs& inputs,
-                      const PartialSums& outputs, Stream stream) {
+void combined_products(const RowGroups& groups, const Weight& weight, const Inputs& inputs, const PartialSums& sums,
+                       const Combination& combination, void* y, uint32_t* arrivals, Stream stream) {
+  for_float(inputs.type, [&](auto t) {
+    using T = typename decltype(t)::type;
+    launch_combined<T>(groups, weight, plain_reader<T>(inputs, weight), inputs.type, sums, combination, y, arrivals,
+                       stream);
+  });
+}
+
+void combined_products(const RowGroups& groups, const Weight& weight, const ActivatedInputs& inputs,
+                       const PartialSums& sums, const Combination& combination, void* y, uint32_t* arrivals,
+                       Stream stream) {
   for_float(inputs.type, [&](auto t) {
     const ActivatedReader read{inputs.activation, inputs.risen};
-    launch_partial<typename decltype(t)::type>(groups, weight, read, inputs.type, outputs, stream);
+    launch_combined<typename decltype(t)::type>(groups, weight, read, inputs.type, sums, combination, y, arrivals,
+                                                stream);
   });
 }
 
@@ -159,11 +194,6 @@ void tile_products(const RowGroups& groups, const Weight& weight, const Inputs& 
         groups.rows <= groups.matrices * kFewRowsPerMatrix ? launch_tiles<T, 16> : launch_tiles<T, 64>;
     launcher(groups, weight, inputs, activation, y, stream);
   });
-}
-
-void combine(const Combination& combination, const PartialSums& products, Type type, void* y, Stream stream) {
-  for_float(type,
-            [&](auto t) { launch_combine<typename decltype(t)::type>(combination, SumReader{products}, y, stream); });
 }
 
 void combine(const Combination& combination, const void* products, Type type, void* y, Stream stream) {

@@ -48,17 +48,6 @@ struct ActivatedInputs {
 // Rows beyond are no reason to divide less: a token's result does not depend on how many others there are.
 int slices_of(const Weight& weight, Type type, int rows);
 
-// Any number of rows; made for few. Every weight is read once for 8 rows of its matrix.
-void partial_products(const RowGroups& groups, const Weight& weight, const Inputs& inputs, const PartialSums& outputs,
-                      Stream stream);
-void partial_products(const RowGroups& groups, const Weight& weight, const ActivatedInputs& inputs,
-                      const PartialSums& outputs, Stream stream);
-
-// Many rows, on tensor cores (fits_tensor_cores): y (rows, out), half as wide if gated, of the inputs' type. A gated
-// weight's half must be a multiple of 32 columns.
-void tile_products(const RowGroups& groups, const Weight& weight, const Inputs& inputs, Activation activation, void* y,
-                   Stream stream);
-
 // What belongs to a token: y[token] = sum over k < top_k, in order, of shares[token, k] * products[position[token, k]].
 struct Combination {
   int tokens;
@@ -68,8 +57,24 @@ struct Combination {
   const int32_t* position;  // (tokens, top_k); null: the token
 };
 
-// y (tokens, width) of `type`, from partial sums or from rows (any, width) of that type.
-void combine(const Combination& combination, const PartialSums& products, Type type, void* y, Stream stream);
+// Any number of rows; made for few. Every weight is read once for 8 rows of its matrix.
+void partial_products(const RowGroups& groups, const Weight& weight, const Inputs& inputs, const PartialSums& outputs,
+                      Stream stream);
+
+// The same and their combination: y (tokens, width) of the inputs' type. `sums` is room for what stands between. With
+// arrivals (arrivals.h), which may be null, few rows take one kernel.
+void combined_products(const RowGroups& groups, const Weight& weight, const Inputs& inputs, const PartialSums& sums,
+                       const Combination& combination, void* y, uint32_t* arrivals, Stream stream);
+void combined_products(const RowGroups& groups, const Weight& weight, const ActivatedInputs& inputs,
+                       const PartialSums& sums, const Combination& combination, void* y, uint32_t* arrivals,
+                       Stream stream);
+
+// Many rows, on tensor cores (fits_tensor_cores): y (rows, out), half as wide if gated, of the inputs' type. A gated
+// weight's half must be a multiple of 32 columns.
+void tile_products(const RowGroups& groups, const Weight& weight, const Inputs& inputs, Activation activation, void* y,
+                   Stream stream);
+
+// y (tokens, width) of `type`, from products in rows (any, width) of that type.
 void combine(const Combination& combination, const void* products, Type type, void* y, Stream stream);
 
 }  // namespace edge::cuda

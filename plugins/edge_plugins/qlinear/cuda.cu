@@ -32,7 +32,7 @@ size_t qlinear_workspace(const QLinearArgs& args) {
   return workspace.used();
 }
 
-void qlinear(const QLinearArgs& args, void* workspace, Stream stream) {
+void qlinear(const QLinearArgs& args, void* workspace, uint32_t* arrivals, Stream stream) {
   if (const char* reason = qlinear_unsupported(args)) throw std::invalid_argument(std::string("qlinear: ") + reason);
   if (args.tokens == 0) return;
   const int tokens = static_cast<int>(args.tokens);
@@ -41,8 +41,8 @@ void qlinear(const QLinearArgs& args, void* workspace, Stream stream) {
   if (in_tiles(args)) return tile_products(groups, args.weight, inputs, Activation::kNone, args.y, stream);
   Workspace memory(workspace);
   const PartialSums sums = take_sums(args, tokens, memory);
-  partial_products(groups, args.weight, inputs, sums, stream);
-  combine({tokens, 1, sums.out, nullptr, nullptr}, sums, args.type, args.y, stream);
+  const Combination combination{tokens, 1, sums.out, nullptr, nullptr};
+  combined_products(groups, args.weight, inputs, sums, combination, args.y, arrivals, stream);
 }
 
 }  // namespace edge::cuda

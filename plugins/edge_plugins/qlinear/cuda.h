@@ -18,8 +18,9 @@ struct QLinearArgs : QLinearShape {
 // Bytes of device memory that a call needs; no fewer for more tokens.
 size_t qlinear_workspace(const QLinearArgs& args);
 
-// Allocates nothing, waits for nothing. Throws std::invalid_argument with qlinear_unsupported's words.
-void qlinear(const QLinearArgs& args, void* workspace, Stream stream);
+// Allocates nothing, waits for nothing. With arrivals (native/arrivals.h), which may be null, few tokens take one
+// kernel. Throws std::invalid_argument with qlinear_unsupported's words.
+void qlinear(const QLinearArgs& args, void* workspace, uint32_t* arrivals, Stream stream);
 
 // Why these types and sizes cannot be computed, or nullptr.
 const char* qlinear_unsupported(const QLinearArgs& args);

@@ -88,7 +88,8 @@ class Runtime {
     }
     ++program.launches;
     try {
-      run({&program, grid, threads, shared_bytes, parameters.data(), &memory, ++launches_, backward});
+      std::map<uint64_t, Seen> released;
+      run({&program, grid, threads, shared_bytes, parameters.data(), &memory, &released, ++launches_, backward});
     } catch (const std::exception& error) {
       failure_ = error.what();
     }

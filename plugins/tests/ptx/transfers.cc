@@ -103,6 +103,16 @@ void wait_async(Warp& warp, const Instruction& in, uint32_t lanes) {
   warp.wait_async(in, warp.value(in.operands[0])[0], lanes);
 }
 
+// atom.inc d, [at], limit.
+void increment(Warp& warp, const Instruction& in, uint32_t lanes) {
+  const Register addresses = addresses_of(warp, in), limits = warp.value(in.operands[1]);
+  each(lanes, [&](unsigned lane) {
+    warp.value(in.operands[0])[lane] = warp.increment(in, addresses[lane], get<uint32_t>(limits[lane]), lane);
+  });
+}
+
+void fence(Warp& warp, const Instruction&, uint32_t lanes) { warp.fence(lanes); }
+
 // ldmatrix.x4 {4 registers}, [row]: lane l names row l % 8 of matrix l / 8.
 template <bool kTransposed>
 void load_matrices(Warp& warp, const Instruction& in, uint32_t) {
@@ -148,6 +158,8 @@ void add_transfers(Table& table) {
     table[name] = {Kind::kPlain, copy_async, 0};
   }
   table["cp.async.commit_group"] = {Kind::kPlain, commit_async, 0};
+  table["atom.global.inc.u32"] = {Kind::kPlain, increment, 0};
+  table["fence.acq_rel.gpu"] = {Kind::kPlain, fence, 0};
   table["cp.async.wait_group"] = {Kind::kPlain, wait_async, 0};
 }
 

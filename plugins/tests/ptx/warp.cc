@@ -21,6 +21,7 @@ struct Block {
   std::vector<unsigned char> memory;  // begins as NaN
   std::vector<uint8_t> pending;       // of each byte, how many asynchronous copies have yet to bring it
   Region shared;
+  Seen seen, acquired;  // of other blocks; the latter from the next barrier on
 };
 
 Warp::Warp(Block& block, const Launch& launch, unsigned index, Size at)
@@ -56,7 +57,8 @@ void Warp::fail(const Instruction& instruction, const std::string& what) const {
 }
 
 Moment Warp::now(unsigned lane) const {
-  return {launch_.number, block_.number, block_.phase, step_, static_cast<uint16_t>(first_thread_ + lane)};
+  return {launch_.number,     block_.number, block_.phase, step_, static_cast<uint16_t>(first_thread_ + lane),
+          fences_[lane].fence};
 }
 
 // ---- Control ----
@@ -168,7 +170,7 @@ unsigned char* Warp::reach(const Instruction& instruction, uint64_t address, siz
   Shadow* shadow = region->shadow(offset);
   const Moment moment = now(lane);
   for (size_t i = 0; i < bytes; ++i) {
-    if (!(writes ? shadow[i].write(moment) : shadow[i].read(moment)))
+    if (!(writes ? shadow[i].write(moment, block_.seen) : shadow[i].read(moment, block_.seen)))
       fail(instruction, "a race for a byte of " + std::string(shared ? "shared" : "global") + " memory, by thread " +
                             std::to_string(first_thread_ + lane));
     if (shared && block_.pending[offset + i] != 0)
@@ -251,6 +253,32 @@ void Warp::wait_async(const Instruction& instruction, size_t pending, uint32_t l
   });
 }
 
+uint32_t Warp::increment(const Instruction& instruction, uint64_t address, uint32_t limit, unsigned lane) {
+  Region* region = launch_.memory->find(address, sizeof(uint32_t));
+  if (region == nullptr) fail(instruction, "outside of what was allocated");
+  Seen& released = (*launch_.released)[address];
+  met_[lane].add(released);
+  if (fences_[lane].launch != 0) {
+    released.add(fences_[lane]);
+    released.add(block_.seen);
+  }
+  uint32_t found;
+  unsigned char* at = region->data() + (address - reinterpret_cast<uint64_t>(region->data()));
+  std::memcpy(&found, at, sizeof found);
+  const uint32_t next = found >= limit ? 0 : found + 1;
+  std::memcpy(at, &next, sizeof next);
+  return found;
+}
+
+void Warp::fence(uint32_t lanes) {
+  each(lanes, [&](unsigned lane) {
+    const auto passed = static_cast<uint16_t>(fences_[lane].fence + 1);
+    fences_[lane] = now(lane);
+    fences_[lane].fence = passed;
+    block_.acquired.add(met_[lane]);
+  });
+}
+
 // ---- Launches ----
 
 namespace {
@@ -271,6 +299,7 @@ void run_block(const Launch& launch, Size at, uint32_t number) {
     if (left > 0 && ended > 0)
       throw std::runtime_error(launch.program->name + ": a barrier of the block that some warps never reach");
     for (Warp& warp : warps) warp.pass_barrier();
+    block.seen.add(block.acquired);
   }
 }
 

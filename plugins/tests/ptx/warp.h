@@ -17,8 +17,9 @@ struct Launch {
   size_t shared_bytes;  // dynamic
   const unsigned char* parameters;
   GlobalMemory* memory;
-  uint32_t number;  // counts launches, from 1
-  bool backward;    // the order of blocks, and of a block's warps
+  std::map<uint64_t, Seen>* released;  // by the address of an atomic operation
+  uint32_t number;                     // counts launches, from 1
+  bool backward;                       // the order of blocks, and of a block's warps
 };
 
 using Register = std::array<uint64_t, kLanes>;
@@ -58,6 +59,10 @@ class Warp {
   void commit_async(uint32_t lanes);
   void wait_async(const Instruction& instruction, size_t pending, uint32_t lanes);
   void pass_warp_barrier() { ++step_; }
+  // Adds to what stands at an address that only atomic operations reach, wraps to 0 beyond `limit`, and returns what
+  // stood there.
+  uint32_t increment(const Instruction& instruction, uint64_t address, uint32_t limit, unsigned lane);
+  void fence(uint32_t lanes);
 
   [[noreturn]] void fail(const Instruction& instruction, const std::string& what) const;
 
@@ -82,6 +87,8 @@ class Warp {
   std::array<size_t, kLanes> at_{};  // the next instruction of each lane
   uint32_t alive_, waiting_ = 0;
   uint16_t step_ = 0;
+  std::array<Moment, kLanes> fences_{};  // the last one of each lane
+  std::array<Seen, kLanes> met_;         // what atomic operations found, for the lane's next fence
   std::array<std::vector<std::vector<Copy>>, kLanes> copies_;
 };
 
