@@ -68,23 +68,26 @@ template <class T>
 __device__ inline void carry_channel(const Call& a, int64_t batch, int channel) {
   const ConvInputs<T> inputs(a, batch, channel, a.length);
   float* now = a.present_conv + (((batch * a.s.conv_dim) + channel) * a.s.past);
-  EDGE_ROLL
-  for (int tap = 0; tap < a.s.past; ++tap) now[tap] = inputs.load(a.s.past - tap).value();
-}
-
-// Those of `count` channels.
-template <class T>
-__device__ inline void carry_inputs(const Call& a, int64_t batch, int channel, int count) {
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
-    carry_channel<T>(a, batch, channel + i);
+  for (int first = 0; first < a.s.past; first += kTapsAtOnce) {
+    typename ConvInputs<T>::Stored x[kTapsAtOnce] = {};
+    EDGE_UNROLL
+    for (int i = 0; i < kTapsAtOnce; ++i) {
+      if (first + i < a.s.past) x[i] = inputs.load(a.s.past - first - i);
+    }
+    EDGE_UNROLL
+    for (int i = 0; i < kTapsAtOnce; ++i) {
+      if (first + i < a.s.past) now[first + i] = x[i].value();
+    }
   }
 }
 
 // Those of a group's B and C.
 template <class T>
 __device__ inline void carry_bc(const Call& a, int64_t batch, int group) {
-  carry_inputs<T>(a, batch, a.s.inner + (group * a.s.state), a.s.state);
-  carry_inputs<T>(a, batch, a.s.inner + a.s.bc + (group * a.s.state), a.s.state);
+  for (int i = static_cast<int>(threadIdx.x); i < 2 * a.s.state; i += static_cast<int>(blockDim.x)) {
+    const int n = i < a.s.state ? i : a.s.bc + i - a.s.state;
+    carry_channel<T>(a, batch, a.s.inner + (group * a.s.state) + n);
+  }
 }
 
 // grid: (batch * positions, groups), where positions is the length, or 1 where that is 0.
@@ -98,7 +101,9 @@ __global__ void __launch_bounds__(kFinishThreads) finish(Call a, const float* sc
     gate_and_normalise<T>(a, blockIdx.x, group * a.s.width, scanned, reinterpret_cast<float*>(memory));
   }
   if (t != positions - 1) return;
-  carry_inputs<T>(a, batch, group * a.s.width, a.s.width);
+  for (int i = static_cast<int>(threadIdx.x); i < a.s.width; i += static_cast<int>(blockDim.x)) {
+    carry_channel<T>(a, batch, group * a.s.width + i);
+  }
   carry_bc<T>(a, batch, group);
 }
 

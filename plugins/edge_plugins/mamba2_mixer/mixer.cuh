@@ -84,17 +84,18 @@ __device__ inline float4 load_taps(const Call& a, const float* weight, int tap) 
                      left > 3 ? weight[tap + 3] : 0.0f);
 }
 
+constexpr int kTapsAtOnce = 4;  // whose loads are under way together: all of them in all published models
+
 // Convolution and SiLU of one channel at one position.
 template <class T>
 __device__ inline float convolve(const Call& a, int64_t batch, int channel, int64_t t) {
-  constexpr int kAtOnce = 4;  // taps whose loads are under way together: those of all published models
   const ConvInputs<T> inputs(a, batch, channel, t);
   const float* weight = a.conv_weight + (static_cast<int64_t>(channel) * a.kernel);
   float value = a.conv_bias[channel];
-  for (int first = a.s.past; first >= 0; first -= kAtOnce) {
-    typename ConvInputs<T>::Stored x[kAtOnce] = {};
+  for (int first = a.s.past; first >= 0; first -= kTapsAtOnce) {
+    typename ConvInputs<T>::Stored x[kTapsAtOnce] = {};
     EDGE_UNROLL
-    for (int i = 0; i < kAtOnce; ++i) {
+    for (int i = 0; i < kTapsAtOnce; ++i) {
       if (i <= first) x[i] = inputs.load(first - i);
     }
     const float4 w = load_taps(a, weight, a.s.past - first);

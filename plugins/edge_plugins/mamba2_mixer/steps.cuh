@@ -60,7 +60,7 @@ struct StepInputs {
 // Which part of the state a block and a thread have.
 struct StepBlock {
   __device__ StepBlock(const Call& a, const StepLayout& layout)
-      : batch(blockIdx.z),
+      : batch(static_cast<int>(blockIdx.z)),
         group(static_cast<int>(blockIdx.y)),
         rows(min(layout.block_rows(), a.s.width - (static_cast<int>(blockIdx.x) * layout.block_rows()))),
         channel((group * a.s.width) + (static_cast<int>(blockIdx.x) * layout.block_rows())),
@@ -69,8 +69,7 @@ struct StepBlock {
             (static_cast<int>(threadIdx.x) % kWarp >> layout.bits)),
         row_step(kWarp >> layout.bits) {}
 
-  int64_t batch;
-  int group;
+  int batch, group;
   int rows;      // of this block
   int channel;   // of its first row
   int lane;      // of those that share a row
@@ -114,10 +113,12 @@ struct StoredRows {
 
   // From and to the block's rows in memory.
   __device__ void load(const Call& a, const StepBlock& at, const StepLayout& layout, const S* rows) {
-    each(a, at, layout, [rows](auto& pack, int index) { pack = *reinterpret_cast<const Pack<S, kPer>*>(rows + index); });
+    each(a, at, layout,
+         [rows](auto& pack, int index) { pack = *reinterpret_cast<const Pack<S, kPer>*>(rows + index); });
   }
   __device__ void store(const Call& a, const StepBlock& at, const StepLayout& layout, S* rows) {
-    each(a, at, layout, [rows](const auto& pack, int index) { *reinterpret_cast<Pack<S, kPer>*>(rows + index) = pack; });
+    each(a, at, layout,
+         [rows](const auto& pack, int index) { *reinterpret_cast<Pack<S, kPer>*>(rows + index) = pack; });
   }
 
   // Calls move(pack, index in the block's rows) for every pack that there is.
@@ -151,10 +152,10 @@ struct StoredRows {
   }
 };
 
-// One position: the state's update and y = (h C + d x) gate for the rows of this thread; y (block rows). Returns the sum
-// of squares of what it wrote.
+// One position: the state's update and y = (h C + d x) gate for the rows of this thread; y (block rows). Returns the
+// sum of squares of what it wrote.
 __device__ inline float update_rows(float (&h)[kStepRows][kStepValues], const StepBlock& at, const StepLayout& layout,
-                                   const StepInputs& in, float* y) {
+                                    const StepInputs& in, float* y) {
   float decays[kStepRows], added[kStepRows], sums[kStepRows];
   EDGE_UNROLL
   for (int slot = 0; slot < kStepRows; ++slot) {
@@ -195,7 +196,7 @@ __device__ inline void finish_group(const Call& a, const StepBlock& at, const fl
   float sum = 0;
   for (unsigned i = threadIdx.x % kWarp; i < gridDim.x; i += kWarp) sum += squares[i];
   const float scale = norm_scale(a, warp_sum(sum));
-  T* y = static_cast<T*>(a.y) + (at.batch * a.s.inner);
+  T* y = static_cast<T*>(a.y) + int64_t{at.batch} * a.s.inner;
   const int first = at.group * a.s.width;
   for (int i = first + static_cast<int>(threadIdx.x); i < first + a.s.width; i += kStepThreads) {
     y[i] = from_float<T>(gated[i] * scale * a.norm_weight[i]);
@@ -209,15 +210,15 @@ struct alignas(16) StepEnd {
   uint32_t is_last;
 };
 
-// A single token, from beginning to end. grid: (blocks of a group, groups, batch). T: type of proj; S: of the state, whose
-// rows are whole packs. gated (batch, inner); squares (batch, groups, blocks); arrivals (batch, groups).
+// A single token, from beginning to end. grid: (blocks of a group, groups, batch). T: type of proj; S: of the state,
+// whose rows are whole packs. gated (batch, inner); squares (batch, groups, blocks); arrivals (batch, groups).
 template <class T, class S>
 __global__ void __launch_bounds__(kStepThreads, 3)
     scan_step(Call a, StepLayout layout, float* gated, float* squares, uint32_t* arrivals) {
   constexpr int kPer = kPackBytes / sizeof(S);
   EDGE_SHARED(memory);
   const StepBlock at(a, layout);
-  const int64_t first = ((at.batch * a.s.inner) + at.channel) * a.s.state;
+  const int64_t first = (int64_t{at.batch} * a.s.inner + at.channel) * a.s.state;
   StoredRows<S, kPer> stored = {};
   stored.load(a, at, layout, static_cast<const S*>(a.past_ssm) + first);
   auto& shared = *reinterpret_cast<StepEnd*>(memory);
@@ -226,7 +227,7 @@ __global__ void __launch_bounds__(kStepThreads, 3)
   __syncthreads();
   float h[kStepRows][kStepValues];
   stored.widen(h);  // not before: until here nothing has waited for the state
-  gated += at.batch * a.s.inner;
+  gated += int64_t{at.batch} * a.s.inner;
   const float mine = update_rows(h, at, layout, inputs, gated + at.channel);
   stored.narrow(h);
   const bool first_thread = threadIdx.x == 0;
@@ -246,7 +247,7 @@ template <class T, class S, int kPer>
 __global__ void __launch_bounds__(kStepThreads, 1) scan_steps(Call a, StepLayout layout, float* y) {
   EDGE_SHARED(memory);
   const StepBlock at(a, layout);
-  const int64_t first = ((at.batch * a.s.inner) + at.channel) * a.s.state;
+  const int64_t first = (int64_t{at.batch} * a.s.inner + at.channel) * a.s.state;
   StoredRows<S, kPer> stored = {};
   stored.load(a, at, layout, static_cast<const S*>(a.past_ssm) + first);
   float h[kStepRows][kStepValues];

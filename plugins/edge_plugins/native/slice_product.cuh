@@ -47,8 +47,7 @@ class UnitLoader {
  public:
   using Sizes = SliceSizes<Stored>;
 
-  __device__ UnitLoader(const Weight& weight, int matrix, int unit, int column)
-      : out_(static_cast<int>(weight.out)) {
+  __device__ UnitLoader(const Weight& weight, int matrix, int unit, int column) : out_(static_cast<int>(weight.out)) {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
     const int64_t row = matrix * weight.in + unit * Sizes::kUnit + operand_row(lane, 0);
     rows_ = element<Stored>(weight.values, row, out_, column);
