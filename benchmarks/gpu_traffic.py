@@ -113,17 +113,19 @@ def table(machine: Machine) -> str:
     """The workloads as a table in Markdown; of those that decode, also what must move."""
     lines = [
         "| layer | sectors, over the fewest | passes over banks, over the fewest | asked for, over what must move "
-        "| bytes that must move, an instruction |",
-        "|---|---|---|---|---|",
+        "| bytes that must move, an instruction | instructions, in thousands |",
+        "|---|---|---|---|---|---|",
     ]
     for name, work in workloads().items():
         kernels = machine.run(work)
         (sectors, fewest_sectors), (passes, fewest_passes) = (
             tuple(map(sum, zip(*(kernel.parts(shared) for kernel in kernels)))) for shared in (False, True)
         )
-        asked, each = sectors * SECTOR_BYTES / work.bytes, work.bytes / sum(kernel.instructions for kernel in kernels)
+        instructions = sum(kernel.instructions for kernel in kernels)
+        asked, each = sectors * SECTOR_BYTES / work.bytes, work.bytes / instructions
         decode = f"{asked:.2f} | {each:.1f}" if work.decode else " | "
-        lines.append(f"| {name} | {sectors / fewest_sectors:.2f} | {passes / max(1, fewest_passes):.2f} | {decode} |")
+        over = f"{sectors / fewest_sectors:.2f} | {passes / max(1, fewest_passes):.2f}"
+        lines.append(f"| {name} | {over} | {decode} | {instructions / 1000:,.0f} |")
     return "\n".join(lines)
 
 

@@ -37,19 +37,19 @@ class Limit:
 LIMITS = {
     # cached_attention
     "attend_vector": Limit(168),
-    "attend_tensor": Limit(255, spills=32),
+    "attend_tensor": Limit(255, spills=96),
     "combine": Limit(48, spills=4),
     "copy": Limit(40),
     "store": Limit(48),
     # mamba2_mixer
-    "convolve_all": Limit(56),
+    "convolve_all": Limit(64),
     "finish": Limit(48),
     "prepare_chunks": Limit(56),
     "scan_chunks": Limit(255),
     "scan_step": Limit(80),
     "scan_steps": Limit(128),
     # moe and qlinear
-    "combine_products": Limit(40),
+    "combine_products": Limit(56),
     "plain_product": Limit(48),
     "route_and_sort": Limit(56),
     "route_tokens": Limit(40),

@@ -142,21 +142,32 @@ __device__ inline void store_state(const Call& a, const ScanBlock& at, float (&h
 
 // ---- One chunk ----
 
-// M and w, by all threads.
+// M and w, by all threads. A warp has tiles of M on and below the diagonal; nobody reads the others.
 template <class T, int kState>
-__device__ inline void mask_scores(const ChunkShared<T, kState>& in) {
-  constexpr int kStride = ChunkShared<T, kState>::kChunkStride, kPairs = kChunk / 2;
-  const auto weight = [&](int i, int j) { return __expf(in.decay[i] - in.decay[j]) * in.dt[j]; };
-  for (int p = static_cast<int>(threadIdx.x); p < kChunk * kPairs; p += static_cast<int>(blockDim.x)) {
-    const int i = p / kPairs, j = p % kPairs * 2;
-    if (j / kTile > i / kTile) continue;  // nobody reads it
-    const auto score = *reinterpret_cast<const Pack<T, 2>*>(in.scores + (i * kStride) + j);
-    const float first = j <= i ? to_float(score.values[0]) * weight(i, j) : 0.0f;
-    const float second = j + 1 <= i ? to_float(score.values[1]) * weight(i, j + 1) : 0.0f;
-    *reinterpret_cast<Pack<T, 2>*>(in.mix + (i * kStride) + j) = {from_float<T>(first), from_float<T>(second)};
+__device__ inline void mask_scores(const ChunkShared<T, kState>& in, int lane) {
+  constexpr int kStride = ChunkShared<T, kState>::kChunkStride;
+  constexpr int kTiles = kChunk / kTile, kPairs = kTile / 2, kRowsAtOnce = kWarp / kPairs;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
+  for (int tile = warp; tile < kTiles * (kTiles + 1) / 2; tile += warps) {
+    int m = 0, k = tile;  // of rows, of columns
+    while (k > m) k -= ++m;
+    const int j = k * kTile + lane % kPairs * 2;
+    const auto decay = *reinterpret_cast<const Pack<float, 2>*>(in.decay + j);
+    const auto dt = *reinterpret_cast<const Pack<float, 2>*>(in.dt + j);
+    EDGE_UNROLL
+    for (int part = 0; part < kTile / kRowsAtOnce; ++part) {
+      // Every second of 8 rows, whose places in shared memory are in different banks.
+      const int i = m * kTile + part / 2 * 2 * kRowsAtOnce + lane / kPairs * 2 + part % 2;
+      const float2 score = unpack<T>(*reinterpret_cast<const uint32_t*>(in.scores + i * kStride + j));
+      const float here = in.decay[i];
+      const float first = score.x * (__expf(here - decay.values[0]) * dt.values[0]);
+      const float second = score.y * (__expf(here - decay.values[1]) * dt.values[1]);
+      *reinterpret_cast<uint32_t*>(in.mix + i * kStride + j) =
+          pack<T>(j <= i ? first : 0.0f, j + 1 <= i ? second : 0.0f);
+    }
   }
   for (int j = static_cast<int>(threadIdx.x); j < kChunk; j += static_cast<int>(blockDim.x)) {
-    in.weight[j] = weight(kChunk - 1, j);
+    in.weight[j] = __expf(in.decay[kChunk - 1] - in.decay[j]) * in.dt[j];
   }
 }
 
@@ -236,11 +247,10 @@ __device__ inline void write_output(const Call& a, const ScanBlock& at, const Ch
     EDGE_UNROLL
     for (int half = 0; half < 2; ++half) {
       const int column = at.column + (half * 8) + (at.lane % 4 * 2);
-      const auto x = *reinterpret_cast<const Pack<T, 2>*>(in.x + (row * in.x_stride) + column);
+      const float2 x = unpack<T>(*reinterpret_cast<const uint32_t*>(in.x + (row * in.x_stride) + column));
       const float* sums = y[i / 2][half] + (i % 2 * 2);
       float* to = scanned + (((at.batch * a.length) + start + row) * a.s.inner) + channel + column;
-      *reinterpret_cast<Pack<float, 2>*>(to) = {sums[0] + d * to_float(x.values[0]),
-                                                sums[1] + d * to_float(x.values[1])};
+      *reinterpret_cast<Pack<float, 2>*>(to) = {sums[0] + d * x.x, sums[1] + d * x.y};
     }
   }
 }
@@ -263,7 +273,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, kState <= 128 ? 2 : 1)
     float y[kChunk / kTile][2][4] = {};
     wait_async<1>();
     __syncthreads();  // C, scores and time steps are there
-    mask_scores(shared);
+    mask_scores(shared, at.lane);
     carried_output<T, kState>(shared, at.lane, h, y);
     const float over_all = __expf(shared.decay[kChunk - 1]);
     wait_async<0>();

@@ -13,6 +13,7 @@ constexpr int kChunk = 64;      // positions
 constexpr int kTile = 16;       // rows of a tensor core's left operand; also how deep one product is
 constexpr int kRowPadding = 8;  // values: rows in shared memory begin 16 bytes apart in the banks, for ldmatrix
 constexpr int kMostTaps = 4;    // of the convolution
+constexpr int kMostPast = kMostTaps - 1;
 
 // Where the kernels of a long call leave things for each other. T is the type of proj.
 struct ChunkRoom {
@@ -39,40 +40,65 @@ __device__ inline void copy_rows(T* to, int columns, const T* from, int64_t from
 
 // ---- Convolution ----
 
-constexpr int kConvolveThreads = 128;  // channels of a block
-constexpr int kStrip = 16;             // positions of a thread
+constexpr int kConvolveThreads = 128;
+constexpr int kConvolvePair = 2;  // channels of a thread, where pairs of them can be moved
+constexpr int kStrip = 16;        // positions of a thread
 
-// grid: (blocks of channels, strips, batch). A thread reads its channel's inputs once, all under way together.
-template <class T>
-__global__ void __launch_bounds__(kConvolveThreads) convolve_all(Call a, T* xbc) {
-  const int channel = static_cast<int>(blockIdx.x * kConvolveThreads + threadIdx.x);
-  const int64_t start = static_cast<int64_t>(blockIdx.y) * kStrip, batch = blockIdx.z;
-  if (channel >= a.s.conv_dim) return;
-  const int there = static_cast<int>(min(a.length - start, int64_t{kStrip}));
-  constexpr int kMostPast = kMostTaps - 1, kLast = kStrip - 1;
-  const ConvInputs<T> inputs(a, batch, channel, start + kLast);
-  typename ConvInputs<T>::Stored x[kStrip + kMostPast] = {};  // x[back], back from the strip's last position
-  EDGE_UNROLL
-  for (int back = 0; back < kStrip + kMostPast; ++back) {
-    if (back <= kLast + a.s.past && kLast - back < there) x[back] = inputs.load(back);
-  }
-  float weight[kMostTaps];  // weight[back]
+// A channel's weights, weight[back] that of the input so many positions before.
+__device__ inline void load_weights(const Call& a, int channel, float (&weight)[kMostTaps]) {
   const float* taps = a.conv_weight + (channel * a.kernel);
   if (a.kernel == kMostTaps) {
     const float4 four = load_taps(a, taps, 0);
     weight[3] = four.x, weight[2] = four.y, weight[1] = four.z, weight[0] = four.w;
-  } else {
-    EDGE_UNROLL
-    for (int back = 0; back < kMostTaps; ++back) weight[back] = back <= a.s.past ? taps[a.s.past - back] : 0.0f;
+    return;
   }
-  const float bias = a.conv_bias[channel];
+  EDGE_UNROLL
+  for (int back = 0; back < kMostTaps; ++back) weight[back] = back <= a.s.past ? taps[a.s.past - back] : 0.0f;
+}
+
+// The inputs before the first position, oldest first, `stride` apart; those beyond the convolution's reach stay.
+__device__ inline void load_carried(const Call& a, int64_t batch, int channel, float* x, int stride) {
+  const float* carried = a.past_conv + (((batch * a.s.conv_dim) + channel) * a.s.past);
+  EDGE_UNROLL
+  for (int back = 1; back <= kMostPast; ++back) {
+    if (back <= a.s.past) x[(kMostPast - back) * stride] = carried[a.s.past - back];
+  }
+}
+
+// grid: (blocks of channels, strips, batch). A thread reads its channels' inputs once, all under way together.
+template <class T, int kPer>
+__global__ void __launch_bounds__(kConvolveThreads) convolve_all(Call a, T* xbc) {
+  constexpr int kInputs = kMostPast + kStrip;
+  const int channel = static_cast<int>(blockIdx.x * kConvolveThreads + threadIdx.x) * kPer;
+  const int64_t start = static_cast<int64_t>(blockIdx.y) * kStrip, batch = blockIdx.z;
+  if (channel >= a.s.conv_dim) return;
+  const int there = static_cast<int>(min(a.length - start, int64_t{kStrip}));
+  float x[kInputs][kPer] = {};  // from the strip's first position - kMostPast on
+  const T* from = proj_row<T>(a, batch, start - kMostPast) + a.s.inner + channel;
+  EDGE_UNROLL
+  for (int i = 0; i < kInputs; ++i, from += a.s.proj_dim) {
+    const bool is_here = i < kMostPast ? start > 0 : i - kMostPast < there;
+    if (is_here) load_floats(from, x[i]);
+  }
+  float weight[kPer][kMostTaps], bias[kPer];
+  EDGE_UNROLL
+  for (int c = 0; c < kPer; ++c) {
+    if (start == 0) load_carried(a, batch, channel + c, &x[0][c], kPer);
+    load_weights(a, channel + c, weight[c]);
+    bias[c] = a.conv_bias[channel + c];
+  }
   T* to = xbc + (((batch * a.length) + start) * a.s.conv_dim) + channel;
   EDGE_UNROLL
-  for (int i = 0; i < kStrip; ++i) {
-    float value = bias;
+  for (int i = 0; i < kStrip; ++i, to += a.s.conv_dim) {
+    float y[kPer];
     EDGE_UNROLL
-    for (int back = 0; back < kMostTaps; ++back) value += weight[back] * x[kLast - i + back].value();
-    if (i < there) to[static_cast<int64_t>(i) * a.s.conv_dim] = from_float<T>(silu(value));
+    for (int c = 0; c < kPer; ++c) {
+      float value = bias[c];
+      EDGE_UNROLL
+      for (int back = 0; back < kMostTaps; ++back) value += weight[c][back] * x[kMostPast + i - back][c];
+      y[c] = silu(value);
+    }
+    if (i < there) store_floats(to, y);
   }
 }
 
@@ -126,7 +152,7 @@ __device__ inline void score_rows(const T* b, const T* c, int state, int rows, T
     EDGE_UNROLL
     for (int half = 0; half < 2; ++half) {
       T* to = scores + ((rows + lane / 4 + (8 * half)) * kChunk) + (j * 8) + (lane % 4 * 2);
-      *reinterpret_cast<Pack<T, 2>*>(to) = {from_float<T>(sums[j][2 * half]), from_float<T>(sums[j][(2 * half) + 1])};
+      *reinterpret_cast<uint32_t*>(to) = pack<T>(sums[j][2 * half], sums[j][(2 * half) + 1]);
     }
   }
 }

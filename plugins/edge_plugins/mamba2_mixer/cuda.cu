@@ -104,7 +104,9 @@ void launch_steps(const Call& a, const Workspace& workspace, Stream stream) {
 template <class T>
 void launch_finish(const Call& a, const Workspace& workspace, Stream stream) {
   const dim3 grid(static_cast<unsigned>(a.batch * std::max<int64_t>(a.length, 1)), static_cast<unsigned>(a.groups));
-  launch(finish<T>, grid, finish_threads(a.s.width), finish_shared_bytes(a.s.width), stream, a, workspace.scanned);
+  const bool fours = a.s.width % 4 == 0 && a.s.proj_dim % 4 == 0;
+  launch(fours ? finish<T, 4> : finish<T, 1>, grid, finish_threads(a.s.width), finish_shared_bytes(a.s.width), stream,
+         a, workspace.scanned);
 }
 
 template <class T, int kState>
@@ -121,8 +123,10 @@ void launch_scan(const Call& a, const Workspace& workspace, Stream stream) {
 
 template <class T>
 void launch_chunks(const Call& a, const Workspace& workspace, Stream stream) {
-  const dim3 strips = grid_of(a, blocks(a.s.conv_dim, kConvolveThreads), blocks(a.length, kStrip));
-  launch(convolve_all<T>, strips, kConvolveThreads, 0, stream, a, static_cast<T*>(workspace.chunks.xbc));
+  const int per = a.s.proj_dim % kConvolvePair == 0 ? kConvolvePair : 1;  // x, B and C have even widths here
+  const dim3 strips = grid_of(a, blocks(a.s.conv_dim, kConvolveThreads * per), blocks(a.length, kStrip));
+  launch(per == 1 ? convolve_all<T, 1> : convolve_all<T, kConvolvePair>, strips, kConvolveThreads, 0, stream, a,
+         static_cast<T*>(workspace.chunks.xbc));
   launch(prepare_chunks<T>, grid_of(a, chunks_of(a.length), a.groups), kScoreThreads, score_shared_bytes(a.state),
          stream, a, workspace.chunks);
   if (a.state <= 64) return launch_scan<T, 64>(a, workspace, stream);

@@ -11,7 +11,7 @@
 namespace edge::cuda {
 
 constexpr int kFinishThreads = 256;  // of a block, at most
-constexpr int kFinishChannels = 4;   // of a thread, at least: what a block costs beside its channels is shared by them
+constexpr int kFinishChannels = 8;   // of a thread, at least: what a block costs beside its channels is shared by them
 
 inline unsigned finish_threads(int64_t width) {
   const int64_t warps = (width + kFinishChannels * kWarp - 1) / (kFinishChannels * kWarp);
@@ -29,14 +29,13 @@ __device__ inline float warp_sum(float value) {
   return value;
 }
 
-// The sum over all threads of the block, for those that want it; `sums` has room for one of every warp.
+// The sum over all threads of the block, for the warps that want it; `sums` has room for one of every warp.
 __device__ inline float block_sum(float value, float* sums, bool wanted = true) {
+  const unsigned lane = threadIdx.x % kWarp;
   value = warp_sum(value);
-  if (threadIdx.x % kWarp == 0) sums[threadIdx.x / kWarp] = value;
+  if (lane == 0) sums[threadIdx.x / kWarp] = value;
   __syncthreads();
-  float total = 0;
-  for (unsigned warp = 0; wanted && warp < blockDim.x / kWarp; ++warp) total += sums[warp];
-  return total;
+  return wanted ? warp_sum(lane < blockDim.x / kWarp ? sums[lane] : 0.0f) : 0.0f;
 }
 
 // What a group's values are multiplied by, beside the weight, from the sum of their squares.
@@ -45,21 +44,33 @@ __device__ inline float norm_scale(const Call& a, float squares) {
 }
 
 // scanned * SiLU(z), RMS-normalised over a group's channels, the first of which is `channel`, times the weight.
-template <class T>
+template <class T, int kPer>
 __device__ inline void gate_and_normalise(const Call& a, int64_t position, int channel, const float* scanned,
                                           float* gated) {
-  const int width = a.s.width, threads = static_cast<int>(blockDim.x);
+  const int width = a.s.width, first = static_cast<int>(threadIdx.x) * kPer, step = static_cast<int>(blockDim.x) * kPer;
   const T* z = static_cast<const T*>(a.proj) + (position * a.s.proj_dim) + channel;
   const float* from = scanned + (position * a.s.inner) + channel;
   float squares = 0;
-  for (int i = static_cast<int>(threadIdx.x); i < width; i += threads) {
-    gated[i] = from[i] * silu(to_float(z[i]));
-    squares += gated[i] * gated[i];
+  for (int i = first; i < width; i += step) {
+    float values[kPer], gates[kPer];
+    load_floats(from + i, values);
+    load_floats(z + i, gates);
+    EDGE_UNROLL
+    for (int c = 0; c < kPer; ++c) {
+      values[c] *= silu(gates[c]);
+      squares += values[c] * values[c];
+    }
+    store_floats(gated + i, values);
   }
   const float scale = norm_scale(a, block_sum(squares, gated + width));
   T* to = static_cast<T*>(a.y) + (position * a.s.inner) + channel;
-  for (int i = static_cast<int>(threadIdx.x); i < width; i += threads) {
-    to[i] = from_float<T>(gated[i] * scale * a.norm_weight[channel + i]);
+  for (int i = first; i < width; i += step) {
+    float values[kPer], weights[kPer];
+    load_floats(gated + i, values);
+    load_floats(a.norm_weight + channel + i, weights);
+    EDGE_UNROLL
+    for (int c = 0; c < kPer; ++c) values[c] *= scale * weights[c];
+    store_floats(to + i, values);
   }
 }
 
@@ -90,15 +101,15 @@ __device__ inline void carry_bc(const Call& a, int64_t batch, int group) {
   }
 }
 
-// grid: (batch * positions, groups), where positions is the length, or 1 where that is 0.
-template <class T>
+// grid: (batch * positions, groups), where positions is the length, or 1 where that is 0. kPer: channels moved at once.
+template <class T, int kPer>
 __global__ void __launch_bounds__(kFinishThreads) finish(Call a, const float* scanned) {
   EDGE_SHARED(memory);
   const int group = static_cast<int>(blockIdx.y);
   const int positions = a.length > 0 ? static_cast<int>(a.length) : 1;
   const int batch = static_cast<int>(blockIdx.x) / positions, t = static_cast<int>(blockIdx.x) % positions;
   if (a.length > 0) {
-    gate_and_normalise<T>(a, blockIdx.x, group * a.s.width, scanned, reinterpret_cast<float*>(memory));
+    gate_and_normalise<T, kPer>(a, blockIdx.x, group * a.s.width, scanned, reinterpret_cast<float*>(memory));
   }
   if (t != positions - 1) return;
   for (int i = static_cast<int>(threadIdx.x); i < a.s.width; i += static_cast<int>(blockDim.x)) {

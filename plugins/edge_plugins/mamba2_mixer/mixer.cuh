@@ -1,7 +1,7 @@
 // What the mixer's kernels have in common: where things stand, the convolution, the time step.
 #pragma once
 
-#include "../native/device.h"
+#include "../native/pack.cuh"
 #include "cuda.h"
 
 namespace edge::cuda {
@@ -26,14 +26,6 @@ struct Call : Mamba2MixerArgs {
     int head_dim, state, past, inner, bc, conv_dim, proj_dim, group_heads;  // as in kernel.h
     int width;                                                              // of a group's part of x, y and z
   } s;
-};
-
-constexpr int kPackBytes = 16;
-
-// Neighbours that one instruction moves: up to kPackBytes, at a multiple of their size.
-template <class T, int kCount>
-struct alignas(sizeof(T) * kCount) Pack {
-  T values[kCount];
 };
 
 // A position's row of proj: z (inner), x (inner), B and C (groups * state each), dt (heads).

@@ -230,11 +230,10 @@ __global__ void __launch_bounds__(kStepThreads, 3)
   gated += int64_t{at.batch} * a.s.inner;
   const float mine = update_rows(h, at, layout, inputs, gated + at.channel);
   stored.narrow(h);
-  const bool first_thread = threadIdx.x == 0;
-  const float sum = block_sum(mine, shared.warp_sums, first_thread);
+  const float sum = block_sum(mine, shared.warp_sums, threadIdx.x < kWarp);
   const unsigned group = blockIdx.z * gridDim.y + blockIdx.y;
   squares += group * gridDim.x;
-  if (first_thread) squares[blockIdx.x] = sum;
+  if (threadIdx.x == 0) squares[blockIdx.x] = sum;
   arrive(arrivals + group, gridDim.x, &shared.is_last);
   stored.store(a, at, layout, static_cast<S*>(a.present_ssm) + first);
   __syncthreads();

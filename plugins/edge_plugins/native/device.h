@@ -94,11 +94,26 @@ __host__ __device__ inline bfloat16 from_float<bfloat16>(float x) {
 // Two neighbours as one register of a matrix operand, the first in the low half. T is float16 or bfloat16.
 template <class T>
 __device__ inline uint32_t pack(float low, float high) {
+#if defined(__CUDA_ARCH__)
+  uint32_t pair;
+  if constexpr (std::is_same_v<T, float16>) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  }
+  return pair;
+#else
   return uint32_t{from_float<T>(low).bits} | uint32_t{from_float<T>(high).bits} << 16;
+#endif
 }
 
 template <class T>
 __device__ inline float2 unpack(uint32_t pair) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+  }
+#endif
   return make_float2(to_float(T{static_cast<uint16_t>(pair)}), to_float(T{static_cast<uint16_t>(pair >> 16)}));
 }
 

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "arrivals.cuh"
+#include "combine.cuh"
 #include "product_inputs.cuh"
 #include "row_tiles.cuh"
 #include "weight_fragments.cuh"
@@ -180,27 +181,13 @@ struct Ending {
 };
 
 template <class T>
-__device__ inline void combine_columns(const Ending& ending, const PartialSums& sums, int first_column, int columns) {
-  const Combination& c = ending.combination;
-  const int fours = min(columns, c.width - first_column) / 4;
-  for (int i = static_cast<int>(threadIdx.x); i < c.tokens * fours; i += kSliceWarps * kWarp) {
-    const int token = i / fours, column = first_column + i % fours * 4;
-    float4 all = {};
-    for (int k = 0; k < c.top_k; ++k) {
-      const int slot = token * c.top_k + k, row = c.position == nullptr ? slot : c.position[slot];
-      const float share = c.shares == nullptr ? 1.0f : c.shares[slot];
-      float4 sum = {};
-      for (int slice = 0; slice < sums.slices; ++slice) {
-        const int64_t slice_row = static_cast<int64_t>(slice) * sums.rows + row;
-        const float4 part = *reinterpret_cast<const float4*>(sums.sums + (slice_row * sums.out + column));
-        sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
-      }
-      all.x += share * sum.x, all.y += share * sum.y, all.z += share * sum.z, all.w += share * sum.w;
-    }
-    const T four[4] = {from_float<T>(all.x), from_float<T>(all.y), from_float<T>(all.z), from_float<T>(all.w)};
-    uint2 bits;
-    std::memcpy(&bits, four, sizeof bits);
-    *reinterpret_cast<uint2*>(static_cast<T*>(ending.y) + static_cast<int64_t>(token) * c.width + column) = bits;
+__device__ inline void end(const Ending& ending, const PartialSums& sums, int first_column, int columns) {
+  constexpr int kPer = 4;  // outputs come in eights (fits_tensor_cores)
+  const int fours = min(columns, ending.combination.width - first_column) / kPer;
+  const int count = ending.combination.tokens * fours;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kSliceWarps * kWarp) {
+    combine_columns<T, kPer>(ending.combination, SumReader{sums}, i / fours, first_column + i % fours * kPer,
+                             static_cast<T*>(ending.y));
   }
 }
 
@@ -266,7 +253,7 @@ __global__ void __launch_bounds__(kSliceWarps* kWarp, std::is_same_v<Stored, Int
   arrive(ending.arrivals + blockIdx.x, gridDim.y * gridDim.z, is_last);
   __syncthreads();
   constexpr int kColumns = SliceSizes<Stored>::kColumns;
-  if (*is_last != 0) combine_columns<T>(ending, outputs, static_cast<int>(blockIdx.x) * kColumns, kColumns);
+  if (*is_last != 0) end<T>(ending, outputs, static_cast<int>(blockIdx.x) * kColumns, kColumns);
 }
 
 // Elements between rows of inputs in shared memory: rows begin 16 bytes apart, modulo 128, so that 8 rows of 4 pairs

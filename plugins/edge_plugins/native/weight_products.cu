@@ -10,7 +10,7 @@ namespace {
 constexpr int kEnoughBlocks = 256;  // two for each of a large GPU's multiprocessors
 constexpr int kFewRowsPerMatrix = 16;
 constexpr int kFewRowsToCombine = 64;  // by the blocks that have arrived last
-constexpr unsigned kCombineThreads = 256;
+constexpr unsigned kCombineThreads = 128;
 
 constexpr unsigned tiles_of(int64_t count, int64_t per_tile) {
   return static_cast<unsigned>((count + per_tile - 1) / per_tile);
@@ -100,29 +100,20 @@ void launch_tiles(const RowGroups& groups, const Weight& weight, const Inputs& i
 
 // ---- Combining ----
 
-struct SumReader {
-  PartialSums sums;
-  __device__ float operator()(int row, int column) const { return sum_slices(sums, row, column); }
-};
-
-// Grid: (tokens, tiles of columns).
-template <class T, class Reader>
-__global__ void combine_products(Combination c, Reader read, T* y) {
-  const int column = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x), token = static_cast<int>(blockIdx.x);
-  if (column >= c.width) return;
-  float sum = 0;
-  for (int k = 0; k < c.top_k; ++k) {
-    const int slot = token * c.top_k + k;
-    const float share = c.shares == nullptr ? 1.0f : c.shares[slot];
-    sum += share * read(c.position == nullptr ? slot : c.position[slot], column);
-  }
-  y[static_cast<int64_t>(token) * c.width + column] = from_float<T>(sum);
+// Grid: (tokens, tiles of columns). A thread has kPer columns.
+template <class T, int kPer, class Reader>
+__global__ void combine_products(Combination c, Reader reader, T* y) {
+  const int column = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x) * kPer;
+  if (column < c.width) combine_columns<T, kPer>(c, reader, static_cast<int>(blockIdx.x), column, y);
 }
 
 template <class T, class Reader>
-void launch_combine(const Combination& c, const Reader& read, void* y, Stream stream) {
-  const dim3 grid(static_cast<unsigned>(c.tokens), tiles_of(c.width, kCombineThreads));
-  launch(combine_products<T, Reader>, grid, kCombineThreads, 0, stream, c, read, static_cast<T*>(y));
+void launch_combine(const Combination& c, const Reader& reader, void* y, Stream stream) {
+  constexpr int kMost = 4;
+  const bool fours = c.width % kMost == 0;
+  const dim3 grid(static_cast<unsigned>(c.tokens), tiles_of(c.width, kCombineThreads * (fours ? kMost : 1)));
+  launch(fours ? combine_products<T, kMost, Reader> : combine_products<T, 1, Reader>, grid, kCombineThreads, 0, stream,
+         c, reader, static_cast<T*>(y));
 }
 
 // Whether the last blocks may combine: they are few, and what they do must not take longer than another launch.
@@ -199,8 +190,8 @@ void tile_products(const RowGroups& groups, const Weight& weight, const Inputs& 
 void combine(const Combination& combination, const void* products, Type type, void* y, Stream stream) {
   for_float(type, [&](auto t) {
     using T = typename decltype(t)::type;
-    const PlainReader<T> read{static_cast<const T*>(products), nullptr, combination.width};
-    launch_combine<T>(combination, read, y, stream);
+    const RowReader<T> reader{static_cast<const T*>(products), combination.width};
+    launch_combine<T>(combination, reader, y, stream);
   });
 }
 

@@ -201,6 +201,11 @@ template <class T>
 struct Narrow {
   static T of(float x) { return narrow<T>(x); }
 };
+// The second one goes into the low half.
+template <class T, class Pair>
+struct NarrowTwo {
+  static Pair of(float high, float low) { return {narrow<T>(low), narrow<T>(high)}; }
+};
 struct SubtractHalves {
   static HalfPair of(HalfPair a, HalfPair b) {
     return {narrow<Half>(wide(a.low) - wide(b.low)), narrow<Half>(wide(a.high) - wide(b.high))};
@@ -360,6 +365,8 @@ void add_floats(Table& table) {
   table["cvt.f32.f16"] = plain<Widen<Half>, Half>();
   table["cvt.rn.f16.f32"] = plain<Narrow<Half>, float>();
   table["cvt.rn.bf16.f32"] = plain<Narrow<Brain>, float>();
+  table["cvt.rn.f16x2.f32"] = plain<NarrowTwo<Half, HalfPair>, float, float>();
+  table["cvt.rn.bf16x2.f32"] = plain<NarrowTwo<Brain, BrainPair>, float, float>();
   table["sub.f16x2"] = plain<SubtractHalves, HalfPair, HalfPair>();
   table["fma.rn.bf16x2"] = plain<FmaBrains, BrainPair, BrainPair, BrainPair>();
 }
