@@ -35,7 +35,7 @@ PREFILL = {
     "MoE, int4, 256 tokens": 1800,
     "MoE, bfloat16, 256 tokens": 1350,
     "QLinear, int4, 256 tokens": 570,
-    "CachedAttention, 8:2, 256 tokens": 2400,
+    "CachedAttention, 8:2, 256 tokens": 1200,
 }
 """Thousands of instructions of warps, at most."""
 

@@ -38,7 +38,7 @@ LIMITS = {
     # cached_attention
     "attend_vector": Limit(168),
     "attend_tensor": Limit(255, spills=96),
-    "combine": Limit(48, spills=4),
+    "combine": Limit(56, spills=4),
     "copy": Limit(40),
     "store": Limit(48),
     # mamba2_mixer

@@ -154,6 +154,14 @@ void attend(const CachedAttentionArgs& a, const Problem& p, Stream stream) {
   on_cuda_cores<int8_t>(p, stream);
 }
 
+void put_together(const Problem& p, Stream stream) {
+  if (p.splits <= kFewSplits) {
+    launch(combine<true>, grid_of(p, divide_up(p.rows(), kWarps)), kThreads, 0, stream, p);
+  } else {
+    launch(combine<false>, grid_of(p, p.rows()), kThreads, combine_shared_bytes(p), stream, p);
+  }
+}
+
 }  // namespace
 }  // namespace attention
 
@@ -183,10 +191,7 @@ void cached_attention(const CachedAttentionArgs& a, void* workspace, Stream stre
   if (a.batch == 0 || a.length == 0) return;
   const attention::Problem p = attention::problem_of(a, workspace);
   attention::attend(a, p, stream);
-  if (p.splits > 1) {
-    launch(attention::combine, attention::grid_of(p, p.rows()), attention::kThreads, attention::combine_shared_bytes(p),
-           stream, p);
-  }
+  if (p.splits > 1) attention::put_together(p, stream);
 }
 
 }  // namespace edge::cuda
