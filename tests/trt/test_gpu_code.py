@@ -37,7 +37,7 @@ class Limit:
 LIMITS = {
     # cached_attention
     "attend_vector": Limit(168),
-    "attend_tensor": Limit(255, spills=96),
+    "attend_tensor": Limit(255, spills=32),
     "combine": Limit(56, spills=4),
     "copy": Limit(40),
     "store": Limit(48),

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kThreads) combine(Problem p) {
     const float2 part = stats[s * split_rows];
     total += part.y * fast_exp2(part.x - largest);
   }
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) total += __shfl_xor_sync(kAllLanes, total, mask);
+  total = warp_sum(total);
 
   float sum[kMaxHeadDim / kWarp] = {};  // of dims lane, lane + 32, ...
   for (int s = kFew ? 0 : warp; s < w.splits; s += kFew ? 1 : kWarps) {

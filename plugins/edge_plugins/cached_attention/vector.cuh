@@ -129,8 +129,7 @@ class VectorAttention {
   }
 
   __device__ void write(int i) {
-    float total = total_[i];
-    for (int mask = kWarp / 2; mask > 0; mask /= 2) total += __shfl_xor_sync(kAllLanes, total, mask);
+    const float total = warp_sum(total_[i]);
     const int row = w_.first_row + tile_row(i);
     if (row >= p_.rows()) return;  // the whole warp, and with it all later rows
     RowResult result(p_, w_, row, largest_[i], total, lane_ == 0);

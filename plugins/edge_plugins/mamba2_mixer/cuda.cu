@@ -24,9 +24,10 @@ bool in_chunks(const Mamba2MixerArgs& a) {
          a.kernel <= kMostTaps;
 }
 
+unsigned blocks(int64_t count, int64_t each) { return static_cast<unsigned>((count + each - 1) / each); }
+
 int64_t blocks_of_group(const Mamba2MixerArgs& a) {
-  const int64_t rows = StepLayout(a.state).block_rows();
-  return (a.heads / a.groups * a.head_dim + rows - 1) / rows;
+  return blocks(a.heads / a.groups * a.head_dim, StepLayout(a.state).block_rows());
 }
 
 // What of the workspace is whose. At address 0 it only counts the bytes.
@@ -58,8 +59,6 @@ struct Workspace {
 
   uintptr_t begin_, next_;
 };
-
-unsigned blocks(int64_t count, int64_t each) { return static_cast<unsigned>((count + each - 1) / each); }
 
 // Calls call(T{}) with the type's T.
 template <class Function>

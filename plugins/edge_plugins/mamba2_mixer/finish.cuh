@@ -23,12 +23,6 @@ inline size_t finish_shared_bytes(int64_t width) {
   return (static_cast<size_t>(width) + kFinishThreads / kWarp) * sizeof(float);
 }
 
-// The sum over all lanes of the warp, the same in each.
-__device__ inline float warp_sum(float value) {
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) value += __shfl_xor_sync(kAllLanes, value, mask);
-  return value;
-}
-
 // The sum over all threads of the block, for the warps that want it; `sums` has room for one of every warp.
 __device__ inline float block_sum(float value, float* sums, bool wanted = true) {
   const unsigned lane = threadIdx.x % kWarp;

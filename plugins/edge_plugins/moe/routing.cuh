@@ -91,7 +91,7 @@ __device__ inline void score_experts(const Routing& r, const float* logits, floa
   for (int e = lane; e < r.experts; e += kWarp) highest = fmaxf(highest, logits[e]);
   for (int mask = kWarp / 2; mask > 0; mask /= 2) highest = fmaxf(highest, __shfl_xor_sync(kAllLanes, highest, mask));
   for (int e = lane; e < r.experts; e += kWarp) total += scores[e] = expf(logits[e] - highest);
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) total += __shfl_xor_sync(kAllLanes, total, mask);
+  total = warp_sum(total);
   for (int e = lane; e < r.experts; e += kWarp) scores[e] /= total;
 }
 
@@ -167,7 +167,7 @@ __device__ inline void sort_expert(const Routing& r, int expert) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   int row = 0;
   for_each_slot(r.routes, [&](int, int e) { row += e >= 0 && e < expert ? 1 : 0; });
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) row += __shfl_xor_sync(kAllLanes, row, mask);
+  row = warp_sum(row);
   if (lane == 0) r.routes.first[expert] = row;
   if (lane == 0 && expert == 0) r.routes.first[r.experts] = r.routes.slots;
   for_each_slot(r.routes, [&](int slot, int e) {

@@ -92,19 +92,17 @@ __host__ __device__ inline bfloat16 from_float<bfloat16>(float x) {
 }
 
 // Two neighbours as one register of a matrix operand, the first in the low half. T is float16 or bfloat16.
+// float16 takes two instructions, for want of registers in attention (docs/gpu.md).
 template <class T>
 __device__ inline uint32_t pack(float low, float high) {
 #if defined(__CUDA_ARCH__)
-  uint32_t pair;
-  if constexpr (std::is_same_v<T, float16>) {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  } else {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    uint32_t pair;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
   }
-  return pair;
-#else
-  return uint32_t{from_float<T>(low).bits} | uint32_t{from_float<T>(high).bits} << 16;
 #endif
+  return uint32_t{from_float<T>(low).bits} | uint32_t{from_float<T>(high).bits} << 16;
 }
 
 template <class T>
@@ -244,5 +242,14 @@ __device__ inline void wait_async() {
 }
 
 #endif
+
+// ---- All lanes of a warp ----
+
+// The sum over them, the same in each.
+template <class T>
+__device__ inline T warp_sum(T value) {
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) value += __shfl_xor_sync(kAllLanes, value, mask);
+  return value;
+}
 
 }  // namespace edge

@@ -1,4 +1,4 @@
-// Arithmetic, comparisons and conversions: what each lane does for itself in registers.
+// Arithmetic and comparisons: what each lane does for itself in registers.
 #include <cfenv>
 #include <cmath>
 #include <limits>
@@ -174,8 +174,6 @@ EDGE_FLOAT_UNARY(SquareRoot, std::sqrt(a));
 EDGE_FLOAT_UNARY(Exp2, std::exp2(a));
 EDGE_FLOAT_UNARY(Exp2Flushed, flush(std::exp2(flush(a))));
 EDGE_FLOAT_UNARY(Log2, std::log2(a));
-EDGE_FLOAT_UNARY(ToWhole, std::nearbyint(a));
-EDGE_FLOAT_UNARY(Saturate, std::isnan(a) ? 0.0f : std::fmin(std::fmax(a, 0.0f), 1.0f));
 
 struct AddTowardZero {
   static float of(float a, float b) {
@@ -193,19 +191,6 @@ struct FmaDown {
   }
 };
 
-template <class T>
-struct Widen {
-  static float of(T x) { return wide(x); }
-};
-template <class T>
-struct Narrow {
-  static T of(float x) { return narrow<T>(x); }
-};
-// The second one goes into the low half.
-template <class T, class Pair>
-struct NarrowTwo {
-  static Pair of(float high, float low) { return {narrow<T>(low), narrow<T>(high)}; }
-};
 struct SubtractHalves {
   static HalfPair of(HalfPair a, HalfPair b) {
     return {narrow<Half>(wide(a.low) - wide(b.low)), narrow<Half>(wide(a.high) - wide(b.high))};
@@ -215,20 +200,6 @@ struct FmaBrains {
   static Brain one(Brain a, Brain b, Brain c) { return narrow<Brain>(std::fma(wide(a), wide(b), wide(c))); }
   static BrainPair of(BrainPair a, BrainPair b, BrainPair c) {
     return {one(a.low, b.low, c.low), one(a.high, b.high, c.high)};
-  }
-};
-
-// ---- Conversions ----
-
-template <class To, class From>
-struct Convert {
-  static To of(From x) { return static_cast<To>(x); }
-};
-struct Truncate {
-  static int32_t of(float x) {
-    if (std::isnan(x)) return 0;
-    if (x >= 2147483648.0f) return INT32_MAX;
-    return x <= -2147483648.0f ? INT32_MIN : static_cast<int32_t>(x);
   }
 };
 
@@ -303,22 +274,6 @@ void add_comparisons(Table& table, const std::string& type) {
   add("num", plain<Ordered<T>, T, T>());
 }
 
-template <class From>
-void add_conversions(Table& table, const std::string& from) {
-  const auto add = [&](const char* to, Operation operation) {
-    table["cvt." + std::string(to) + "." + from] = operation;
-  };
-  add("u8", plain<Convert<uint8_t, From>, From>());
-  add("s8", plain<Convert<int8_t, From>, From>());
-  add("u16", plain<Convert<uint16_t, From>, From>());
-  add("s16", plain<Convert<int16_t, From>, From>());
-  add("u32", plain<Convert<uint32_t, From>, From>());
-  add("s32", plain<Convert<int32_t, From>, From>());
-  add("u64", plain<Convert<uint64_t, From>, From>());
-  add("s64", plain<Convert<int64_t, From>, From>());
-  add("rn.f32", plain<Convert<float, From>, From>());
-}
-
 void add_all_types(Table& table) {
   add_integers<int16_t>(table, "s16");
   add_integers<int32_t>(table, "s32");
@@ -332,7 +287,6 @@ void add_all_types(Table& table) {
     using T = decltype(type);
     table["selp." + std::string(name)] = plain<Select<T>, T, T, Predicate>();
     if constexpr (sizeof(T) > 1) add_comparisons<T>(table, name);
-    if constexpr (std::is_integral_v<T>) add_conversions<T>(table, name);
   });
 }
 
@@ -359,14 +313,6 @@ void add_floats(Table& table) {
   table["ex2.approx.f32"] = plain<Exp2, float>();
   table["ex2.approx.ftz.f32"] = plain<Exp2Flushed, float>();
   table["lg2.approx.f32"] = plain<Log2, float>();
-  table["cvt.rni.f32.f32"] = plain<ToWhole, float>();
-  table["cvt.sat.f32.f32"] = plain<Saturate, float>();
-  table["cvt.rzi.s32.f32"] = plain<Truncate, float>();
-  table["cvt.f32.f16"] = plain<Widen<Half>, Half>();
-  table["cvt.rn.f16.f32"] = plain<Narrow<Half>, float>();
-  table["cvt.rn.bf16.f32"] = plain<Narrow<Brain>, float>();
-  table["cvt.rn.f16x2.f32"] = plain<NarrowTwo<Half, HalfPair>, float, float>();
-  table["cvt.rn.bf16x2.f32"] = plain<NarrowTwo<Brain, BrainPair>, float, float>();
   table["sub.f16x2"] = plain<SubtractHalves, HalfPair, HalfPair>();
   table["fma.rn.bf16x2"] = plain<FmaBrains, BrainPair, BrainPair, BrainPair>();
 }

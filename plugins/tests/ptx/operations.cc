@@ -20,6 +20,7 @@ Operation find_operation(const std::string& opcode) {
     Table made;
     add_control(made);
     add_arithmetic(made);
+    add_conversions(made);
     add_transfers(made);
     add_meetings(made);
     return made;

@@ -17,6 +17,7 @@ using Table = std::map<std::string, Operation>;
 
 // Each adds the instructions of its file.
 void add_arithmetic(Table& table);
+void add_conversions(Table& table);
 void add_transfers(Table& table);
 void add_meetings(Table& table);
 
